@@ -1,0 +1,443 @@
+"""One experiment of a language-model system, from its YAML to results, pictures and a model that loads.
+
+``run_speech_llm`` is what the YAML's ``run`` names. The same code pretrains a language model on text (no
+front end, no evaluation) and trains VIB-SER.
+"""
+
+import json
+import logging
+import pathlib
+import resource
+import time
+
+import numpy as np
+import torch
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.train_logger import TensorboardLogger
+from tqdm import tqdm
+
+from speechbrain_emo import results
+from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
+from speechbrain_emo.brains.explainer import Explainer, as_result
+from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
+from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
+from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
+from speechbrain_emo.dataio.audio import load_audio
+from speechbrain_emo.dataio.feature_cache import FeatureCache
+from speechbrain_emo.dataio.manifest import read_manifest, split_hash, write_text_atomically
+from speechbrain_emo.metrics.calibration import fit_temperature, label_probabilities
+from speechbrain_emo.phases import PhaseSchedule
+from speechbrain_emo.prompts.packer import Packer
+
+logger = logging.getLogger(__name__)
+
+
+class SpeechLLMExperiment:
+    """Builds, trains, evaluates and exports what a YAML describes.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded YAML; its keys are described in ``hparams/demo_ib.yaml``.
+    run_opts : speechbrain.utils.run_opts.RunOptions or dict
+        SpeechBrain's run options.
+
+    Example
+    -------
+    >>> SpeechLLMExperiment.__name__
+    'SpeechLLMExperiment'
+    """
+
+    def __init__(self, hparams, run_opts):
+        self.hparams = hparams
+        self.run_opts = run_opts
+        self.output_folder = pathlib.Path(hparams["output_folder"])
+        self.started = time.time()
+        self.manifests = {
+            split: read_manifest(path, {"data_root": hparams.get("data_folder")})
+            for split, path in hparams["manifests"].items()
+        }
+        self.tasks = hparams["tasks"]
+        self.format = hparams["answer_format"]
+        self.schedule = PhaseSchedule(hparams["phases"], hparams.get("cycles", 1))
+        # The seed is set again here: what the preparation drew must not change the initial weights.
+        torch.manual_seed(hparams["seed"])
+        self.llm = hparams["llm"]()
+        self.encoder = self.cache = front_end = None
+        if hparams.get("front_end") is not None:
+            self.encoder = hparams["encoder"]()
+            self.cache = self._feature_cache()
+            self.front_end_arguments = {
+                "num_layers": self.encoder.num_layers if hparams["cache"] != "weighted" else 1,
+                "input_size": self.encoder.hidden_size,
+                "llm_size": self.llm.hidden_size,
+            }
+            if "output_scale" not in hparams["front_end"].keywords:
+                # Pseudo-embeddings start as large as the embeddings that the language model knows.
+                weight = self.llm.causal_lm.get_input_embeddings().weight
+                self.front_end_arguments["output_scale"] = float(weight.detach().float().square().mean().sqrt())
+            front_end = hparams["front_end"](**self.front_end_arguments)
+        live = self.encoder if self.cache is None else None
+        self.model = SpeechLanguageModel(self.llm, front_end, live)
+        kinds = front_end.slot_kinds if front_end is not None else hparams["slot_kinds"]
+        self.packer = Packer(self.llm.tokenizer, kinds, hparams.get("max_positions"))
+        self.data = {split: self._data(split) for split in self.manifests}
+        self.brain = self._brain()
+
+    def _feature_cache(self):
+        mode = self.hparams["cache"]
+        if mode in (False, None, "off"):
+            return None
+        return FeatureCache(
+            self.hparams["cache_folder"],
+            self.encoder.fingerprint,
+            {"sample_rate": self.encoder.sample_rate},
+            mode=mode,
+        )
+
+    def _load(self, audio):
+        return load_audio(
+            audio["wav"],
+            self.encoder.sample_rate,
+            audio.get("start"),
+            audio.get("stop"),
+            max_duration=self.hparams.get("max_duration"),
+        )
+
+    def _data(self, split):
+        speech = self.encoder is not None
+        records = SpeechRecords(
+            self.manifests[split],
+            self.encoder.sample_rate if speech else 16000,
+            self.cache,
+            self.encoder.num_frames if speech else None,
+            self.hparams.get("max_duration"),
+        )
+        return SpeechData(
+            records,
+            self.tasks,
+            self.packer,
+            self.model.front_end.num_positions if speech else None,
+            self.hparams["seed"],
+            {p.name: p for p in self.schedule.phases},
+        )
+
+    def _brain(self):
+        hparams = self.hparams
+        main = if_main_process()
+        if main:
+            self.output_folder.mkdir(parents=True, exist_ok=True)
+        return SpeechLLMBrain(
+            {"model": self.model},
+            self.schedule,
+            self.data["train"],
+            self.data["valid"],
+            hparams["limits"],
+            train_log=self.output_folder / "train_log.jsonl",
+            logger_board=TensorboardLogger(str(self.output_folder / "tensorboard")) if main else None,
+            thresholds=hparams.get("diagnosis_thresholds"),
+            seed=hparams["seed"],
+            num_workers=hparams.get("num_workers", 0),
+            validate_every=hparams.get("validate_every", 1),
+            opt_class=hparams["opt_class"],
+            hparams=hparams,
+            run_opts=self.run_opts,
+            checkpointer=AtomicCheckpointer(hparams["save_folder"]),
+        )
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def fill_cache(self):
+        """Encode what the cache lacks, on the main process, with a progress bar."""
+        if self.cache is None:
+            return
+        records = [r for data in self.data.values() for r in data.records.records]
+        encoder = self.encoder.to(self.brain.device)
+        run_on_main(
+            self.cache.fill,
+            args=[records, encoder, self._load],
+            kwargs={"device": self.brain.device},
+        )
+
+    def train(self):
+        """Train every phase that is not done yet and load the best weights of the last one."""
+        self.fill_cache()
+        self.brain.train_all()
+        self.brain.load_best(self.schedule.keys[-1])
+        self.brain.modules.eval()
+
+    # -- evaluation ----------------------------------------------------------------------------------------
+
+    def explainer(self):
+        """The object that predicts, with this experiment's evaluation settings."""
+        settings = self.hparams["evaluation"]
+        return Explainer(self.brain.unwrapped(), self.packer, self.tasks, **explain_settings(settings))
+
+    def predict(self, split, gold=True, all_prompts=True):
+        """Predict a split; ranks share it, every utterance is counted once.
+
+        Arguments
+        ---------
+        split : str
+            Name of a manifest.
+        gold : bool
+            Also score after the gold descriptors.
+        all_prompts : bool
+            Also score under every wording.
+
+        Returns
+        -------
+        list of dict
+            Lines of ``predictions.jsonl`` in the manifest's order, on every rank.
+        """
+        data, explainer = self.data[split], self.explainer()
+        rank, world_size = _world()
+        # Similar lengths together; the order of the output does not depend on it.
+        order = sorted(range(len(data.records)), key=lambda i: (data.records[i]["duration"], i))[rank::world_size]
+        size = self.hparams["evaluation"].get("batch_size", 16)
+        lines = []
+        for start in tqdm(range(0, len(order), size), desc=f"evaluate {split}", disable=rank > 0):
+            numbers = order[start : start + size]
+            records = [data.records[i] for i in numbers]
+            audio = data.collate_audio([data.records.audio(i)[0] for i in numbers]).to(self.brain.device)
+            with self.brain.evaluation_ctx:
+                predictions = explainer.explain(records, audio, gold, all_prompts)
+            lines += [(i, as_result(p, r, self.format)) for i, p, r in zip(numbers, predictions, records)]
+        if world_size > 1:
+            gathered = [None] * world_size
+            torch.distributed.all_gather_object(gathered, lines)
+            lines = [line for part in gathered for line in part]
+        return [line for _, line in sorted(lines, key=lambda x: x[0])]
+
+    def prefix_changes(self, lines, split, count):
+        """How many of ``count`` utterances get another answer when they are alone in a batch."""
+        data, explainer = self.data[split], self.explainer()
+        step = max(len(lines) // max(count, 1), 1)
+        numbers = list(range(0, len(lines), step))[:count]
+        changed, largest = 0, 0.0
+        for i in tqdm(numbers, desc="batch size 1", disable=not if_main_process()):
+            audio = data.collate_audio([data.records.audio(i)[0]]).to(self.brain.device)
+            with self.brain.evaluation_ctx:
+                alone = explainer.explain([data.records[i]], audio)[0]
+            changed += alone.generated != lines[i]["answer"]
+            for condition, scores in alone.scores.items():
+                for label, score in scores.items():
+                    largest = max(largest, abs(score - lines[i]["scores"][condition][label]))
+        return changed, largest, len(numbers)
+
+    def evaluate(self):
+        """Predict validation and test, calibrate, score, draw, and write ``results.json``.
+
+        Returns
+        -------
+        dict
+            The metrics.
+        """
+        hparams, settings = self.hparams, self.hparams["evaluation"]
+        labels = list(self.format.labels)
+        valid = self.predict("valid", gold=False, all_prompts=False)
+        temperature = fit_temperatures(valid, labels)
+        lines = self.predict("test")
+        for line in lines:
+            line["probabilities"] = {
+                condition: dict(
+                    zip(labels, label_probabilities([s[x] for x in labels], temperature[condition]).tolist())
+                )
+                for condition, s in line["scores"].items()
+                if condition in temperature
+            }
+            if hparams.get("fold") is not None:
+                line["fold"] = str(hparams["fold"])
+        arguments = {
+            "labels": labels,
+            "fields": list(self.format.descriptor_names) if settings.get("chain_task") else [],
+            "language": hparams.get("language", "en"),
+            "closed_set": hparams.get("closed_set_wer", False),
+            "temperature": temperature,
+            "random_split": hparams.get("random_split", False),
+        }
+        metrics = results.compute_results(lines, split="test", java=settings.get("java", False), **arguments)
+        metrics.update(prompt_spread(lines, labels))
+        if settings.get("chain_task") and settings.get("check_batch"):
+            changed, largest, count = self.prefix_changes(lines, "test", settings["check_batch"])
+            metrics["test.ser.own_chain.prefix_changes"] = changed
+            metrics["test.ser.own_chain.prefix_checked"] = count
+            metrics["test.ser.own_chain.score_change"] = largest
+        self.temperature = temperature
+        self.evaluation_arguments = arguments
+        if if_main_process():
+            results.write_predictions(self.output_folder, lines)
+            results.write_predictions(self.output_folder / "valid_predictions.jsonl", valid)
+            from speechbrain_emo.brains import reports
+
+            metrics.update(reports.baselines(self))
+            metrics.update(reports.latents(self))
+            self.write_results(metrics)
+            reports.pictures(self, metrics)
+            print(reports.table(metrics))
+            print(f"Results and pictures: {self.output_folder}")
+        return metrics
+
+    def write_results(self, metrics):
+        """``results.json`` beside the checkpoints."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        train = [json.loads(x) for x in (self.output_folder / "train_log.jsonl").read_text().splitlines()]
+        seconds = sum(line["train"]["seconds"] for line in train)
+        audio = sum(r["duration"] for r in self.manifests["train"].values()) * self.schedule.num_epochs
+        context = results.run_context(
+            seed=self.hparams["seed"],
+            hparams=plain_hparams(self.hparams),
+            split_hash=split_hash(self.manifests),
+            wall_time=time.time() - self.started,
+            audio_seconds=audio,
+            command=self.hparams.get("command"),
+            evaluation=self.evaluation_arguments,
+            train_seconds=seconds,
+            train_audio_seconds_per_second=audio / seconds if seconds else None,
+            peak_memory_bytes=peak,
+            trainable_parameters=self.trainable_parameters(),
+        )
+        results.write_results(self.output_folder, metrics, context)
+
+    def trainable_parameters(self):
+        """Trainable parameters of each group that some phase trains."""
+        names = {n for p in self.schedule.phases for n in p.train}
+        names |= {n for p in self.schedule.phases for v in p.train_by_task.values() for n in v}
+        return {n: sum(p.numel() for p in self.model.group_parameters(n)) for n in sorted(names)}
+
+    def export(self):
+        """Write the folder that inference loads."""
+        from speechbrain_emo.inference.export import export_model
+
+        factories = {n: self.hparams[n] for n in ("encoder", "llm", "front_end")}
+        results_file = self.output_folder / "results.json"
+        facts = {
+            "experiment": self.hparams["experiment"],
+            "seed": self.hparams["seed"],
+            "license": self.hparams.get("license"),
+            "language": self.hparams.get("language", "en"),
+            "split_hash": split_hash(self.manifests),
+            "temperature": self.temperature,
+            "max_duration": self.hparams.get("max_duration"),
+            "metrics": json.loads(results_file.read_text())["metrics"],
+            "command": self.hparams.get("command"),
+        }
+        if self.hparams.get("thresholds"):
+            facts["thresholds"] = json.loads(pathlib.Path(self.hparams["thresholds"]).read_text())
+        export_model(
+            self.output_folder / "model",
+            self.model,
+            self.encoder,
+            factories,
+            self.front_end_arguments,
+            self.format,
+            self.tasks,
+            explain_settings(self.hparams["evaluation"]),
+            facts,
+        )
+
+
+def explain_settings(settings):
+    """The keys of ``evaluation`` that the Explainer takes."""
+    names = ("label_task", "chain_task", "transcript_task", "max_new_tokens", "num_beams")
+    return {n: settings[n] for n in names if settings.get(n) is not None}
+
+
+def fit_temperatures(lines, labels):
+    """Temperature of each condition, fitted on validation predictions.
+
+    Arguments
+    ---------
+    lines : list of dict
+        Predictions with ``scores`` and ``emotion``.
+    labels : sequence of str
+        The labels in order.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    lines = [line for line in lines if line["emotion"] is not None]
+    fitted = {}
+    for condition in lines[0]["scores"] if lines else ():
+        scores = np.array([[line["scores"][condition][x] for x in labels] for line in lines])
+        targets = np.array([labels.index(line["emotion"]) for line in lines])
+        fitted[condition] = float(fit_temperature(scores, targets))
+    if "own_chain" in fitted:
+        # Gold descriptors are an analysis: they get the temperature of the chain they replace.
+        fitted["gold_descriptors"] = fitted["own_chain"]
+    return fitted
+
+
+def prompt_spread(lines, labels):
+    """Lowest and highest UA of ``label|speech`` over the wordings of the label task.
+
+    Example
+    -------
+    >>> line = {"emotion": "sad", "prompt_scores": {0: {"sad": -1.0, "happy": -2.0}}}
+    >>> prompt_spread([line], ["happy", "sad"])["test.ser.speech.prompts_ua_low"]
+    1.0
+    """
+    uas = []
+    for number in sorted(lines[0]["prompt_scores"]):
+        recalls = []
+        for label in labels:
+            chosen = [x["prompt_scores"][number] for x in lines if x["emotion"] == label]
+            if chosen:
+                recalls.append(np.mean([max(s, key=s.get) == label for s in chosen]))
+        uas.append(float(np.mean(recalls)))
+    if not uas:
+        return {}
+    return {
+        "test.ser.speech.prompts_ua_low": min(uas),
+        "test.ser.speech.prompts_ua_high": max(uas),
+        "test.ser.speech.prompts": len(uas),
+    }
+
+
+def plain_hparams(hparams):
+    """Hyper-parameters as JSON values; built objects and factories as their names and arguments."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if value is None or isinstance(value, (str, int, float, bool)):
+            return value
+        if hasattr(value, "func") and hasattr(value, "keywords"):
+            return {value.func.__qualname__: plain(dict(value.keywords))}
+        return type(value).__qualname__
+
+    return {k: plain(v) for k, v in hparams.items() if not k.startswith("__")}
+
+
+def run_speech_llm(hparams, run_opts):
+    """Train, evaluate and export; a finished run is not repeated.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded YAML.
+    run_opts : speechbrain.utils.run_opts.RunOptions or dict
+        SpeechBrain's run options.
+    """
+    output_folder = pathlib.Path(hparams["output_folder"])
+    done = output_folder / "done.json"
+    settings = json.dumps(plain_hparams({k: v for k, v in hparams.items() if k != "command"}), sort_keys=True)
+    if done.is_file():
+        if done.read_text(encoding="utf-8") == settings:
+            logger.info(f"{output_folder} is complete with these settings; nothing to do (remove it to repeat)")
+            return
+        raise ValueError(
+            f"{output_folder} holds a finished run with other settings: choose another output_folder (or another "
+            "--experiment), or remove the folder"
+        )
+    experiment = SpeechLLMExperiment(hparams, run_opts)
+    experiment.train()
+    if hparams.get("llm_folder"):
+        run_on_main(experiment.llm.save_pretrained, args=[hparams["llm_folder"]])
+    if hparams.get("evaluation"):
+        experiment.evaluate()
+        run_on_main(experiment.export)
+    run_on_main(write_text_atomically, args=[done, settings])

@@ -1,0 +1,316 @@
+"""Which speakers and sentences train, validate and test.
+
+Functions take records (id -> record, see ``docs/architecture.md``) and return ids, so that one corpus can be
+split in several ways without copying its records. Nothing here depends on the order of the records.
+"""
+
+import logging
+import random
+from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
+
+RANDOM_SPLIT_WARNING = (
+    "random split: speakers occur in training and test. Its numbers are not comparable with speaker-independent "
+    "ones and are usually far higher; use leave_one_speaker_out or leave_one_session_out for results"
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ids of the three parts of one fold.
+
+    Arguments
+    ---------
+    fold : str
+        Name of the fold.
+    train, valid, test : tuple of str
+        Sorted ids.
+    speaker_independent : bool
+        Whether no speaker of one part occurs in another.
+    warnings : tuple of str
+        What a result file has to say about the split.
+
+    Example
+    -------
+    >>> Split("03", ("b",), ("c",), ("a",)).parts()["test"]
+    ('a',)
+    """
+
+    fold: str
+    train: tuple
+    valid: tuple
+    test: tuple
+    speaker_independent: bool = True
+    warnings: tuple = field(default=())
+
+    def parts(self):
+        """Part name -> ids."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    def select(self, records):
+        """Part name -> (id -> record)."""
+        return {name: {key: records[key] for key in ids} for name, ids in self.parts().items()}
+
+
+def leave_one_speaker_out(records, fold, num_valid_speakers=2, seed=0):
+    """Test on one speaker, validate on some of the others, train on the rest.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record with ``speaker`` and ``gender``.
+    fold : str
+        The test speaker.
+    num_valid_speakers : int
+        Speakers taken from the others for validation; 0 gives an empty validation part.
+    seed : int
+        Which validation speakers are drawn (see :func:`choose_valid_speakers`).
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ValueError
+        If the speaker does not exist or too few speakers are left to train on.
+
+    Example
+    -------
+    >>> records = {f"{s}{i}": {"speaker": s, "gender": None} for s in "abcd" for i in range(2)}
+    >>> split = leave_one_speaker_out(records, "b", num_valid_speakers=1)
+    >>> split.test, len(split.valid), len(split.train)
+    (('b0', 'b1'), 2, 4)
+    """
+    return _leave_group_out(records, fold, "speaker", num_valid_speakers, seed)
+
+
+def leave_one_session_out(records, fold, num_valid_speakers=2, seed=0):
+    """Test on one session (``record["session"]``), validate on speakers of the other sessions.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record with ``session``, ``speaker`` and ``gender``.
+    fold : str
+        The test session.
+    num_valid_speakers : int
+        Speakers taken from the training sessions for validation.
+    seed : int
+        Which validation speakers are drawn.
+
+    Returns
+    -------
+    Split
+
+    Example
+    -------
+    >>> records = {s: {"speaker": s, "session": s[0], "gender": None} for s in ("1F", "1M", "2F", "2M")}
+    >>> leave_one_session_out(records, "2", num_valid_speakers=1).test
+    ('2F', '2M')
+    """
+    return _leave_group_out(records, fold, "session", num_valid_speakers, seed)
+
+
+def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed=0, num_groups=2):
+    """Test on sentences that no training speaker says, by a speaker who does not train.
+
+    Leaving out one speaker AND one sentence at a time would need speakers x sentences trainings (100 for EmoDB),
+    so sentences are drawn into ``num_groups`` groups. Fold ``speaker/g`` tests on the speaker's utterances of
+    group g; it trains and validates on other speakers' utterances of the other groups. Over all folds
+    each utterance is tested exactly once. The groups depend on (sentences, num_groups) only, never on the seed
+    of a training, so that runs with different seeds can be compared.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record with ``speaker``, ``gender`` and ``sentence``.
+    fold : str
+        ``speaker/group``, group from 0: see :func:`speaker_and_sentence_folds`.
+    num_valid_speakers : int
+        Speakers taken from the others for validation.
+    seed : int
+        Which validation speakers are drawn.
+    num_groups : int
+        Number of sentence groups, at least 2. 2 halves the training data; more groups leave more of it.
+
+    Returns
+    -------
+    Split
+
+    Example
+    -------
+    >>> records = {s + t: {"speaker": s, "sentence": t, "gender": None} for s in "abc" for t in "12"}
+    >>> split = leave_one_speaker_and_sentence_out(records, "a/0", num_valid_speakers=1)
+    >>> len(split.train), len(split.valid), len(split.test)
+    (1, 1, 1)
+    >>> {i[1] for i in split.train + split.valid} & {i[1] for i in split.test}
+    set()
+    """
+    groups = sentence_groups({r["sentence"] for r in records.values()}, num_groups)
+    folds = speaker_and_sentence_folds(records, num_groups)
+    if fold not in folds:
+        raise ValueError(f"fold {fold!r} is not one of {', '.join(folds)}")
+    speaker, _, group = fold.rpartition("/")
+    held_out = set(groups[int(group)])
+    by_speaker = leave_one_speaker_out(records, speaker, num_valid_speakers, seed)
+    test = tuple(i for i in by_speaker.test if records[i]["sentence"] in held_out)
+    train = tuple(i for i in by_speaker.train if records[i]["sentence"] not in held_out)
+    valid = tuple(i for i in by_speaker.valid if records[i]["sentence"] not in held_out)
+    return Split(fold, train, valid, test)
+
+
+def speaker_and_sentence_folds(records, num_groups=2):
+    """Names of the folds of :func:`leave_one_speaker_and_sentence_out`.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record with ``speaker``.
+    num_groups : int
+        Number of sentence groups.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> speaker_and_sentence_folds({"x": {"speaker": "03"}})
+    ['03/0', '03/1']
+    """
+    return [f"{s}/{g}" for s in sorted({r["speaker"] for r in records.values()}) for g in range(num_groups)]
+
+
+def sentence_groups(sentences, num_groups=2):
+    """Draw sentences into groups of equal size; the draw is fixed.
+
+    Arguments
+    ---------
+    sentences : iterable of str
+        Names of the sentences.
+    num_groups : int
+        Number of groups, between 2 and the number of sentences.
+
+    Returns
+    -------
+    list of tuple of str
+
+    Example
+    -------
+    >>> [len(g) for g in sentence_groups(["a01", "a02", "b01", "b02", "b03"])]
+    [3, 2]
+    """
+    names = sorted(set(sentences))
+    if not 2 <= num_groups <= len(names):
+        raise ValueError(f"num_groups {num_groups} is not between 2 and the number of sentences, {len(names)}")
+    random.Random("sentence groups").shuffle(names)
+    return [tuple(sorted(names[g::num_groups])) for g in range(num_groups)]
+
+
+def random_split(records, valid_share=0.1, test_share=0.1, seed=0):
+    """Split utterances at random, speakers mixed: for debugging only; logs and returns a warning.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record.
+    valid_share, test_share : float
+        Shares of the utterances, in [0, 1), together below 1.
+    seed : int
+        Seed of the draw.
+
+    Returns
+    -------
+    Split
+        With ``speaker_independent=False`` and the warning in ``warnings``.
+
+    Example
+    -------
+    >>> split = random_split({str(i): {"speaker": "s"} for i in range(10)}, 0.2, 0.2)
+    >>> [len(ids) for ids in split.parts().values()], split.speaker_independent
+    ([6, 2, 2], False)
+    """
+    if valid_share < 0 or test_share < 0 or valid_share + test_share >= 1:
+        raise ValueError(
+            f"valid_share {valid_share} and test_share {test_share} must be at least 0 and together below 1"
+        )
+    logger.warning(RANDOM_SPLIT_WARNING)
+    ids = sorted(records)
+    random.Random(f"random split/{seed}").shuffle(ids)
+    num_test, num_valid = round(len(ids) * test_share), round(len(ids) * valid_share)
+    test, valid, train = ids[:num_test], ids[num_test : num_test + num_valid], ids[num_test + num_valid :]
+    return Split(
+        "random", tuple(sorted(train)), tuple(sorted(valid)), tuple(sorted(test)), False, (RANDOM_SPLIT_WARNING,)
+    )
+
+
+def choose_valid_speakers(records, num_speakers, seed=0, key=""):
+    """Draw validation speakers from the records of training, alternating over genders where that is possible.
+
+    Arguments
+    ---------
+    records : dict
+        Records that may train; the test speakers must not be among them.
+    num_speakers : int
+        How many to draw; at least one speaker is left to train on.
+    seed : int
+        Seed of the draw.
+    key : str
+        Further key of the draw, such as the fold's name.
+
+    Returns
+    -------
+    list of str
+        Sorted. Independent of the order of ``records``.
+
+    Raises
+    ------
+    ValueError
+        If no speaker would be left for training.
+
+    Example
+    -------
+    >>> records = {s: {"speaker": s, "gender": g} for s, g in zip("abcd", ["female", "male"] * 2)}
+    >>> sorted(records[s]["gender"] for s in choose_valid_speakers(records, 2, seed=7))
+    ['female', 'male']
+    """
+    genders = {}
+    for record in records.values():
+        genders.setdefault(record["speaker"], record.get("gender"))
+    if not 0 <= num_speakers < len(genders):
+        raise ValueError(
+            f"num_valid_speakers {num_speakers} leaves nobody to train on: there are {len(genders)} speakers "
+            f"({', '.join(sorted(genders))}); use 0 to {len(genders) - 1}"
+        )
+    rng = random.Random(f"validation speakers/{key}/{seed}")
+    queues = {}
+    for speaker in sorted(genders):
+        queues.setdefault(str(genders[speaker]), []).append(speaker)
+    for gender in sorted(queues):
+        rng.shuffle(queues[gender])
+    order = sorted(queues)
+    rng.shuffle(order)  # with an odd number, which gender gives one more is a draw too
+    chosen = []
+    while len(chosen) < num_speakers:
+        for gender in order:
+            if queues[gender] and len(chosen) < num_speakers:
+                chosen.append(queues[gender].pop())
+    return sorted(chosen)
+
+
+def _leave_group_out(records, fold, group, num_valid_speakers, seed):
+    groups = sorted({str(record[group]) for record in records.values()})
+    if fold not in groups:
+        raise ValueError(f"fold {fold!r} is not a {group} of the records: {', '.join(groups)}")
+    test = sorted(i for i, r in records.items() if str(r[group]) == fold)
+    test_speakers = {records[i]["speaker"] for i in test}
+    rest = {i: r for i, r in records.items() if str(r[group]) != fold}
+    leaked = sorted(test_speakers & {r["speaker"] for r in rest.values()})
+    if leaked:
+        raise ValueError(f"{group} {fold} does not hold out its speakers: {', '.join(leaked)} also occur elsewhere")
+    chosen = set(choose_valid_speakers(rest, num_valid_speakers, seed, key=fold))
+    valid = sorted(i for i, r in rest.items() if r["speaker"] in chosen)
+    train = sorted(i for i, r in rest.items() if r["speaker"] not in chosen)
+    return Split(fold, tuple(train), tuple(valid), tuple(test))

@@ -1,0 +1,348 @@
+"""Front end of VIB-SER: encoder layers -> per-branch Gaussian bottleneck -> stacked frames -> slots of an LLM.
+
+Axes: N audios, T encoder frames, L encoder layers, D feature size, Z latent size, S slot positions.
+Source: arXiv 2505.23236, section 2 and figure 1 (no code was released).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from speechbrain_emo.lobes.information_bottleneck import (
+    LOG_VAR_RANGE,
+    FrameStacker,
+    GaussianBottleneck,
+    KLTerm,
+    LayerMix,
+    SlotAdapter,
+    check_seeds,
+    derive_seed,
+    frame_mask,
+    keyed_noise,
+    kl_to_standard_normal,
+)
+
+
+@dataclass
+class FrontEndOutput:
+    """What a front end gives to the packer and to the loss.
+
+    Arguments
+    ---------
+    slots : dict of str to torch.Tensor
+        Slot kind -> pseudo-embeddings, float, shape (N, S, d_llm), exactly 0 beyond ``slot_lengths``.
+    slot_lengths : dict of str to torch.Tensor
+        Slot kind -> valid positions, int64, shape (N,).
+    kl : dict of str to KLTerm
+        Branch -> divergence to the prior; empty where no branch is variational.
+    latents : dict of str to torch.Tensor
+        Branch -> posterior means (mixed features where there is no encoder), float, shape (N, T, Z), 0 at padding.
+    """
+
+    slots: dict[str, torch.Tensor]
+    slot_lengths: dict[str, torch.Tensor]
+    kl: dict[str, KLTerm] = field(default_factory=dict)
+    latents: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class VIBBranch(nn.Module):
+    """One branch: optional layer mix, optional encoder, stacker and adapter.
+
+    Arguments
+    ---------
+    layer_mix : LayerMix or None
+        Mix of the branch's own; None where the branches share one.
+    bottleneck : GaussianBottleneck or None
+        Encoder of a frame; None feeds the mixed features to the stacker.
+    stacker : FrameStacker
+        Down-sampling.
+    adapter : SlotAdapter
+        Projection to the language model.
+
+    Example
+    -------
+    >>> branch = VIBBranch(LayerMix(2), None, FrameStacker(2), SlotAdapter(8, 8, 6))
+    >>> slots, lengths, latents = branch(torch.randn(1, 3, 2, 4), torch.tensor([3]), None)
+    >>> slots.shape, lengths.tolist()
+    (torch.Size([1, 2, 6]), [2])
+    """
+
+    def __init__(self, layer_mix, bottleneck, stacker, adapter):
+        super().__init__()
+        self.layer_mix = layer_mix
+        self.bottleneck = bottleneck
+        self.stacker = stacker
+        self.adapter = adapter
+
+    @property
+    def samples(self):
+        """Whether the branch draws noise now: variational and in training mode."""
+        return self.bottleneck is not None and self.bottleneck.variational and self.training
+
+    def forward(self, features, num_frames, noise):
+        """Run the branch.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            (N, T, L, D), or (N, T, D) where the mix is shared.
+        num_frames : torch.Tensor
+            int64, shape (N,).
+        noise : torch.Tensor or None
+            (N, T, Z) where ``samples``.
+
+        Returns
+        -------
+        tuple
+            Slots (N, S, d_llm), slot lengths int64 (N,) and a pair (mu, log_var or None), each (N, T, Z).
+        """
+        mixed = features if self.layer_mix is None else self.layer_mix(features)
+        mask = frame_mask(num_frames, mixed.shape[1])
+        # Whatever stands at padding must reach neither the latents nor a gradient.
+        mixed = mixed.masked_fill(~mask[..., None], 0.0)
+        if self.bottleneck is None:
+            z, mu, log_var = mixed, mixed, None
+        else:
+            latents = self.bottleneck(mixed, noise)
+            z, mu, log_var = latents.z, latents.mu, latents.log_var
+        stacks, lengths = self.stacker(z, num_frames)
+        slots = self.adapter(stacks)
+        slots = slots.masked_fill(~frame_mask(lengths, slots.shape[1])[..., None], 0.0)
+        return slots, lengths, (mu, log_var)
+
+
+class VIBFrontEnd(nn.Module):
+    """Named branches with an information bottleneck each, from encoder layers to slots of a language model.
+
+    arXiv 2505.23236, section 2. Open in the paper and therefore arguments: one layer mix a branch or a shared one,
+    all sizes, the stack, whether the latent or the adapter is normalised (neither is here). Parameters of a branch are
+    named ``branches.<name>.*``, those of a shared mix ``layer_mix.*``.
+
+    Arguments
+    ---------
+    num_layers : int
+        Encoder layers L of the features; 1 for features that are mixed already (``cache: weighted``).
+    input_size : int
+        Feature size D.
+    llm_size : int
+        Embedding size of the language model.
+    branches : Sequence of str
+        Names of the branches; each is also a slot kind. One name gives the one-branch ablation.
+    layer_weights : str
+        "per_branch" or "shared".
+    hidden_size : int
+        Hidden size of the two-layer encoder.
+    latent_size : int or None
+        Latent size Z. None leaves the encoder out altogether: mixed features are stacked and projected, the plain
+        LLM-SER baseline; ``bottleneck`` has no meaning then.
+    stack : int
+        Frames of a position.
+    adapter_size : int
+        Hidden size of the adapter.
+    bottleneck : bool
+        False gives the ablation z = mu without noise and KL (and without the variance layer).
+    output_scale : float
+        Initial root mean square of an entry of the slots, see ``SlotAdapter``.
+    fill : str
+        Filling of an incomplete last stack: "zero" or "edge".
+    normalize_layers : bool
+        See ``LayerMix``.
+    initial_log_var : float
+        See ``GaussianBottleneck``.
+    log_var_range : tuple of float
+        See ``GaussianBottleneck``.
+
+    Raises
+    ------
+    ValueError
+        If ``layer_weights`` is unknown or the branches are empty, repeated or not valid names.
+
+    Example
+    -------
+    >>> front_end = VIBFrontEnd(num_layers=3, input_size=8, llm_size=6, latent_size=4, stack=2)
+    >>> features, num_frames = torch.randn(2, 5, 3, 8), torch.tensor([5, 2])
+    >>> output = front_end(features, num_frames, noise_seeds=[1, 2])
+    >>> output.slots["content"].shape, output.slot_lengths["content"].tolist()
+    (torch.Size([2, 3, 6]), [3, 1])
+    >>> output.kl["descriptor"].count
+    tensor(7)
+    """
+
+    def __init__(
+        self,
+        num_layers,
+        input_size,
+        llm_size,
+        branches=("content", "descriptor"),
+        layer_weights="per_branch",
+        hidden_size=512,
+        latent_size=256,
+        stack=5,
+        adapter_size=1024,
+        bottleneck=True,
+        output_scale=0.02,
+        fill="zero",
+        normalize_layers=False,
+        initial_log_var=-2.0,
+        log_var_range=LOG_VAR_RANGE,
+    ):
+        super().__init__()
+        if layer_weights not in ("per_branch", "shared"):
+            raise ValueError(
+                f"VIBFrontEnd: layer_weights is {layer_weights!r}; allowed are 'per_branch' and 'shared'"
+            )
+        if isinstance(branches, str):
+            raise ValueError(f"VIBFrontEnd: branches is the string {branches!r}; give a list of names")
+        branches = tuple(branches)
+        if not branches or len(set(branches)) != len(branches) or not all(b.isidentifier() for b in branches):
+            raise ValueError(
+                f"VIBFrontEnd: branches is {list(branches)}; give one or more different names of letters and digits"
+            )
+        self.slot_kinds = branches
+        self.input_size = input_size
+        self.llm_size = llm_size
+        self.layer_weights = layer_weights
+        self.layer_mix = LayerMix(num_layers, normalize_layers) if layer_weights == "shared" else None
+        self.stacker = FrameStacker(stack, fill)
+        self.branches = nn.ModuleDict()
+        for name in branches:
+            encoder = None
+            if latent_size is not None:
+                encoder = GaussianBottleneck(
+                    input_size,
+                    hidden_size,
+                    latent_size,
+                    variational=bottleneck,
+                    initial_log_var=initial_log_var,
+                    log_var_range=log_var_range,
+                )
+            size = input_size if latent_size is None else latent_size
+            self.branches[name] = VIBBranch(
+                layer_mix=LayerMix(num_layers, normalize_layers) if layer_weights == "per_branch" else None,
+                bottleneck=encoder,
+                stacker=FrameStacker(stack, fill),
+                adapter=SlotAdapter(stack * size, adapter_size, llm_size, output_scale),
+            )
+
+    def num_positions(self, kind, num_frames):
+        """Slot positions that a number of encoder frames gives.
+
+        Arguments
+        ---------
+        kind : str
+            Slot kind.
+        num_frames : int
+            Encoder frames.
+
+        Returns
+        -------
+        int
+            ceil(num_frames / stack).
+
+        Raises
+        ------
+        KeyError
+            If the front end has no such slot.
+        """
+        if kind not in self.slot_kinds:
+            raise KeyError(f"VIBFrontEnd: no slot kind {kind!r}; it has {list(self.slot_kinds)}")
+        return self.stacker.num_positions(num_frames)
+
+    def trainable_groups(self):
+        """Modules that a phase can train, by name.
+
+        Returns
+        -------
+        dict of str to list of nn.Module
+            "front_end.<branch>" for each branch (its own layer mix included) and "front_end.layer_mix" where the mix
+            is shared. Together they hold every parameter once.
+
+        Example
+        -------
+        >>> list(VIBFrontEnd(2, 4, 4, layer_weights="shared").trainable_groups())
+        ['front_end.content', 'front_end.descriptor', 'front_end.layer_mix']
+        """
+        groups = {f"front_end.{name}": [branch] for name, branch in self.branches.items()}
+        if self.layer_mix is not None:
+            groups["front_end.layer_mix"] = [self.layer_mix]
+        return groups
+
+    def mixing_weights(self):
+        """Layer weights of each branch, for reports and pictures.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            Branch ("shared" where the mix is shared) -> float32 (L,) on the CPU, without gradient.
+
+        Example
+        -------
+        >>> VIBFrontEnd(2, 4, 4).mixing_weights()["content"]
+        tensor([0.5000, 0.5000])
+        """
+        if self.layer_mix is not None:
+            return {"shared": self.layer_mix.weights.detach().cpu()}
+        return {name: branch.layer_mix.weights.detach().cpu() for name, branch in self.branches.items()}
+
+    def forward(self, features, num_frames, noise_seeds=None, kinds=None):
+        """Turn encoder layers into slots.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            Encoder layers, float, shape (N, T, L, D). Padding may hold any finite value.
+        num_frames : torch.Tensor
+            Valid frames, int64, shape (N,), each at least 1.
+        noise_seeds : Sequence of int or torch.Tensor, optional
+            One int an audio; the noise of an audio depends on its seed (and the branch) only. Needed where a
+            variational branch is in training mode.
+        kinds : Sequence of str, optional
+            Slot kinds to fill; the other branches are not computed. Default: all.
+
+        Returns
+        -------
+        FrontEndOutput
+            Slots, their lengths, KL terms and posterior means.
+
+        Raises
+        ------
+        ValueError
+            If seeds are missing in training mode, an audio has no frame, or shapes disagree.
+        """
+        num_audios, max_frames = features.shape[:2]
+        if features.dim() != 4 or features.shape[3] != self.input_size:
+            raise ValueError(
+                f"VIBFrontEnd: features of shape {tuple(features.shape)} given, but (N, T, L, {self.input_size})"
+                " expected; input_size must be the encoder's hidden_size"
+            )
+        lengths = num_frames.tolist()
+        if len(lengths) != num_audios or any(not 1 <= n <= max_frames for n in lengths):
+            raise ValueError(
+                f"VIBFrontEnd: num_frames is {lengths} for {num_audios} audios of at most {max_frames} frames; every"
+                " audio needs between 1 and T valid frames"
+            )
+        num_frames = num_frames.to(features.device)
+        branches = {name: b for name, b in self.branches.items() if kinds is None or name in kinds}
+        sampling = [name for name, branch in branches.items() if branch.samples]
+        if sampling and noise_seeds is None:
+            raise ValueError(
+                f"VIBFrontEnd: branches {sampling} are in training mode and draw z = mu + sigma * eps, but noise_seeds"
+                " is None; pass one int an audio, or call .eval() on the branches to use z = mu"
+            )
+        seeds = check_seeds(noise_seeds, num_audios) if sampling else []
+        mixed = features if self.layer_mix is None else self.layer_mix(features)
+        mask = frame_mask(num_frames, max_frames)
+        output = FrontEndOutput(slots={}, slot_lengths={})
+        for name, branch in branches.items():
+            noise = None
+            if branch.samples:
+                keys = [derive_seed(seed, name) for seed in seeds]
+                noise = keyed_noise(keys, lengths, max_frames, branch.bottleneck.latent_size).to(features.device)
+            slots, slot_lengths, (mu, log_var) = branch(mixed, num_frames, noise)
+            output.slots[name] = slots
+            output.slot_lengths[name] = slot_lengths
+            output.latents[name] = mu.masked_fill(~mask[..., None], 0.0)
+            if log_var is not None:
+                output.kl[name] = kl_to_standard_normal(mu, log_var, mask)
+        return output

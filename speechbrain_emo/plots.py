@@ -1,0 +1,370 @@
+"""Pictures of a run: confusion matrix, layer weights, training curves, maps of the latents.
+
+Colours are those of M. Okabe and K. Ito 2008, "Color Universal Design", and ``viridis``/``Blues``, which
+readers with colour-vision deficiencies can tell apart; markers differ as well where classes are shown.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = [
+    "plot_confusion_matrix",
+    "plot_latent_maps",
+    "plot_layer_weights",
+    "plot_training_curves",
+]
+
+# Okabe-Ito without yellow, which is faint on white, and with black last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+DPI = 130
+# More kinds than this are not told apart by colour: the rest is grey.
+MAX_KINDS = 12
+
+
+def _figure(width, height):
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path):
+    path = Path(path)
+    if path.suffix != ".png":
+        raise ValueError(f"path is {path}: give a file name that ends in .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def plot_confusion_matrix(confusion, labels, path, title="Confusion matrix"):
+    """Counts and recall of every pair of reference and predicted label.
+
+    Arguments
+    ---------
+    confusion : array
+        Counts, (K, K) or (K, K + 1): rows are the reference; an extra last column counts utterances without
+        a usable prediction and is shown only if it holds any.
+    labels : sequence of str
+        K names.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title; UA and WA are written below it.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> path = plot_confusion_matrix([[8, 2], [1, 9]], ["happy", "sad"], tempfile.mkdtemp() + "/confusion.png")
+    >>> path.stat().st_size > 1000
+    True
+    """
+    confusion = np.asarray(confusion)
+    labels = [str(label) for label in labels]
+    size = len(labels)
+    if confusion.shape not in ((size, size), (size, size + 1)):
+        raise ValueError(f"confusion has shape {confusion.shape}: {size} labels need ({size}, {size} or {size + 1})")
+    columns = list(labels)
+    if confusion.shape[1] > size:
+        if confusion[:, size].any():
+            columns.append("(unparsable)")
+        else:
+            confusion = confusion[:, :size]
+    totals = confusion.sum(1, keepdims=True)
+    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    recalls = np.diagonal(shares)[totals[:, 0] > 0]
+    ua = recalls.mean() if len(recalls) else 0.0
+    wa = np.trace(confusion[:, :size]) / max(1, confusion.sum())
+    figure = _figure(1.9 + 0.85 * len(columns), 1.7 + 0.75 * size)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for row in range(size):
+        for column in range(len(columns)):
+            share = shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{confusion[row, column]}\n{100 * share:.0f} %" if totals[row, 0] else "–",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if share > 0.55 else "black",
+            )
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(size), [f"{label} ({total})" for label, total in zip(labels, totals[:, 0])])
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("reference (utterances)")
+    axes.set_title(f"{title}\nUA {ua:.3f}   WA {wa:.3f}", fontsize=11)
+    figure.colorbar(image, ax=axes, label="share of the reference's row")
+    return _save(figure, path)
+
+
+def plot_layer_weights(weights, path, title="Weights of the encoder's layers"):
+    """Learned softmax weights over the encoder's layers, one line a branch.
+
+    Arguments
+    ---------
+    weights : dict
+        Branch -> weights (L,), summing to 1. Index 0 is the input of the first layer.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is no branch, or the branches differ in length.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> weights = {"content": [0.1, 0.2, 0.7], "descriptor": [0.6, 0.3, 0.1]}
+    >>> plot_layer_weights(weights, tempfile.mkdtemp() + "/layer_weights.png").name
+    'layer_weights.png'
+    """
+    weights = {str(k): np.asarray(v, dtype=float).reshape(-1) for k, v in weights.items()}
+    lengths = {len(v) for v in weights.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"weights have {dict((k, len(v)) for k, v in weights.items())} layers: give the same number of each"
+        )
+    (num_layers,) = lengths
+    figure = _figure(max(5.0, 2.5 + 0.25 * num_layers), 3.6)
+    axes = figure.add_subplot()
+    for i, (name, values) in enumerate(weights.items()):
+        axes.plot(
+            range(num_layers),
+            values,
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            label=name,
+        )
+    axes.axhline(1 / num_layers, color="0.55", linestyle=":", label="uniform")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=13))
+    axes.set_xlabel("encoder layer (0: input of the first)")
+    axes.set_ylabel("softmax weight")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def plot_training_curves(log, path, panels=None, title="Training"):
+    """Curves of the train log, one panel a group of quantities.
+
+    Arguments
+    ---------
+    log : sequence of dict
+        One entry an epoch, in order: quantity -> number; other values are ignored. ``epoch`` is the
+        position (default: the entry's number) and ``phase``, a name, marks where phases begin.
+    path : str or Path
+        PNG file to write.
+    panels : sequence of sequence of str, optional
+        Quantities of each panel. Default: quantities grouped by their last word after a blank, an underscore
+        or a dot (``train loss`` and ``valid loss`` share a panel).
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If the log has no number to draw, or a panel names an unknown quantity.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> log = [{"epoch": 1, "phase": "asr", "train_loss": 3.0}, {"epoch": 2, "phase": "ser", "train_loss": 2.0}]
+    >>> plot_training_curves(log, tempfile.mkdtemp() + "/curves.png").name
+    'curves.png'
+    """
+    log = list(log)
+    numbers = {}
+    for i, entry in enumerate(log):
+        position = entry.get("epoch", i + 1)
+        for name, value in entry.items():
+            plain = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+            if name != "epoch" and plain and np.isfinite(value):
+                numbers.setdefault(name, []).append((position, float(value)))
+    if not numbers:
+        raise ValueError(f"the log has {len(log)} entries and no number to draw: is it the train log?")
+    if panels is None:
+        groups = {}
+        for name in numbers:
+            last = name.replace("_", " ").replace(".", " ").split()[-1]
+            groups.setdefault(last, []).append(name)
+        panels = list(groups.values())
+    unknown = [name for panel in panels for name in panel if name not in numbers]
+    if unknown:
+        raise ValueError(f"panels name {unknown}: the log has {sorted(numbers)}")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(4.1 * columns, 2.9 * rows + 0.4)
+    starts = [
+        (entry.get("epoch", i + 1), entry["phase"])
+        for i, entry in enumerate(log)
+        if entry.get("phase") is not None and (i == 0 or entry["phase"] != log[i - 1].get("phase"))
+    ]
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        for i, name in enumerate(panel):
+            x, y = zip(*numbers[name])
+            axes.plot(
+                x,
+                y,
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4 if len(x) < 60 else 0,
+                label=name,
+            )
+        for k, (start, phase) in enumerate(starts):
+            axes.axvline(start - 0.5, color="0.6", linestyle=":", linewidth=1)
+            # Every other name lower, so that short phases do not write over each other.
+            axes.text(
+                start - 0.4,
+                0.99 - 0.08 * (k % 2),
+                str(phase),
+                transform=axes.get_xaxis_transform(),
+                fontsize=7,
+                color="0.35",
+                va="top",
+            )
+        axes.margins(y=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(panel[0] if len(panel) == 1 else panel[0].replace("_", " ").split()[-1])
+        axes.grid(alpha=0.25)
+        if len(panel) > 1:
+            axes.legend(fontsize=7, frameon=False, loc="best")
+    figure.suptitle(title, fontsize=12)
+    return _save(figure, path)
+
+
+def _kinds(values):
+    """Kinds to colour, most frequent first; the rest shares the last place."""
+    names, counts = np.unique([str(v) for v in values if v is not None], return_counts=True)
+    order = names[np.argsort(-counts, kind="stable")].tolist()
+    return sorted(order[:MAX_KINDS]), len(order) > MAX_KINDS
+
+
+def plot_latent_maps(coordinates, labels, scores, path, title="Latents"):
+    """Two-dimensional maps: one row a latent, one column a kind of label.
+
+    Arguments
+    ---------
+    coordinates : dict
+        Latent -> (N, 2), from ``metrics.probes.latent_map``.
+    labels : dict
+        Kind (``emotion``, ``speaker``, ``phoneme``) -> N labels (``None``: not drawn), or
+        latent -> kind -> N labels where latents have different vectors.
+    scores : dict
+        (latent, kind) -> ``ProbeScores``; its numbers stand in the panel's title.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw or lengths differ.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from speechbrain_emo.metrics.probes import probe_latents
+    >>> z = np.repeat([[0.0, 1.0], [1.0, 0.0]], 6, axis=0)
+    >>> labels = {"emotion": ["sad"] * 6 + ["happy"] * 6}
+    >>> scores = probe_latents({"content": z}, labels)
+    >>> plot_latent_maps({"content": z}, labels, scores, tempfile.mkdtemp() + "/latents.png").name
+    'latents.png'
+    """
+    if not coordinates or not labels:
+        raise ValueError("nothing to draw: give at least one latent and one kind of label")
+    nested = all(isinstance(v, dict) for v in labels.values())
+    per_latent = {name: labels[name] if nested else labels for name in coordinates}
+    kinds = list(next(iter(per_latent.values())))
+    figure = _figure(4.6 * len(kinds) + 0.3, 3.7 * len(coordinates) + 0.5)
+    for row, (latent, points) in enumerate(coordinates.items()):
+        points = np.asarray(points, dtype=float)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f"coordinates of {latent} have shape {points.shape}: give (vectors, 2)")
+        for column, kind in enumerate(kinds):
+            values = list(per_latent[latent][kind])
+            if len(values) != len(points):
+                raise ValueError(f"{len(values)} labels of {kind} but {len(points)} points of {latent}")
+            axes = figure.add_subplot(len(coordinates), len(kinds), row * len(kinds) + column + 1)
+            names, rest = _kinds(values)
+            texts = np.array(["" if v is None else str(v) for v in values])
+            size = 14 if len(points) < 600 else 6
+            if rest:
+                other = ~np.isin(texts, [*names, ""])
+                axes.scatter(*points[other].T, s=size, color="0.8", label="other", linewidths=0)
+            for i, name in enumerate(names):
+                chosen = texts == name
+                axes.scatter(
+                    *points[chosen].T,
+                    s=size,
+                    color=COLOURS[i % len(COLOURS)],
+                    # The marker moves on when the colours begin again.
+                    marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+                    alpha=0.75,
+                    linewidths=0,
+                    label=name,
+                )
+            axes.set_title(f"{latent}: {kind}\n{_describe(scores.get((latent, kind)))}", fontsize=9)
+            axes.set_xlabel("t-SNE 1")
+            axes.set_ylabel("t-SNE 2")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.legend(
+                fontsize=7,
+                frameon=False,
+                markerscale=1.6 if size < 10 else 1.0,
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),
+                handletextpad=0.1,
+                borderpad=0,
+            )
+    figure.suptitle(title, fontsize=12)
+    return _save(figure, path)
+
+
+def _describe(score):
+    if score is None:
+        return "not probed"
+    if score.accuracy is None:
+        return f"no probe: {score.reason}"
+    text = f"probe {score.accuracy:.2f} (most frequent {score.chance:.2f})"
+    return text if score.silhouette is None else f"{text}, silhouette {score.silhouette:+.2f}"

@@ -1,0 +1,20 @@
+"""Prompts: segments, tasks and the packer."""
+
+from .packer import PackedBatch, PackedRow, Packer, SlotIndex
+from .segments import AnswerField, Example, Slot, Turn
+from .tasks import AnswerFormat, InstructionTask, keyed_random, keyed_seed
+
+__all__ = [
+    "AnswerField",
+    "AnswerFormat",
+    "Example",
+    "InstructionTask",
+    "PackedBatch",
+    "PackedRow",
+    "Packer",
+    "Slot",
+    "SlotIndex",
+    "Turn",
+    "keyed_random",
+    "keyed_seed",
+]

@@ -1,0 +1,1027 @@
+"""Predictions, results, pooling of folds and seeds, and the tables that show them.
+
+``predictions.jsonl`` holds one JSON object an utterance; every metric is computed from it alone, so a
+number can be checked, and pooled over folds, without the model. Keys of a prediction:
+
+| key | type | meaning |
+|---|---|---|
+| ``id`` | str | utterance; unique in the file |
+| ``speaker`` | str | |
+| ``emotion`` | str or null | reference label |
+| ``fold`` | str, optional | fold whose model predicted this utterance |
+| ``scores`` | object | condition -> label -> length-normalised log-likelihood |
+| ``probabilities`` | object, optional | condition -> label -> probability (as calibrated at prediction) |
+| ``transcript``, ``hypothesis`` | str or null | reference and generated transcript |
+| ``descriptors``, ``predicted_descriptors`` | object | field -> value; ``emphasis``: list of words; ``description``: str |
+| ``measured_descriptors`` | object, optional | field -> value measured in the audio |
+| ``shifted_descriptors`` | object, optional | ``pitch_up`` ... -> predicted descriptors of the shifted audio |
+| ``generated`` | str or null | freely generated label |
+| ``unparsable`` | bool | the generated answer holds no allowed label |
+| ``duration`` | float, optional | seconds |
+
+Conditions of ``scores``: ``speech`` (label asked for directly: label|speech), ``own_chain`` (after the
+model's own transcript and descriptors: label|own_chain), ``gold_descriptors`` (label|gold_descriptors).
+Baselines stand beside them as further conditions (``probe``, ``oracle``, ``text_only``, ``egemaps_svm``).
+"""
+
+import json
+import logging
+import math
+import numbers
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_emo.metrics.asr import word_errors
+from speechbrain_emo.metrics.calibration import calibration_scores, label_probabilities
+from speechbrain_emo.metrics.classification import classification_scores, fold_spread, speaker_interval
+from speechbrain_emo.metrics.descriptors import (
+    description_scores,
+    emphasis_scores,
+    faithfulness,
+    field_scores,
+    shift_response,
+)
+
+__all__ = [
+    "RANDOM_SPLIT_WARNING",
+    "compute_results",
+    "format_table",
+    "git_commit",
+    "pool_folds",
+    "pool_seeds",
+    "predicted_label",
+    "read_predictions",
+    "read_results",
+    "result_rows",
+    "run_context",
+    "score_labels",
+    "write_predictions",
+    "write_results",
+]
+
+logger = logging.getLogger(__name__)
+
+RANDOM_SPLIT_WARNING = (
+    "random split: speakers of the test part occur in training, so these numbers say little about new "
+    "speakers and compare with no speaker-independent result"
+)
+PACKAGES = (
+    "speechbrain_emo speechbrain torch torchaudio transformers peft numpy scipy scikit-learn librosa "
+    "soundfile safetensors sentencepiece tokenizers whisper-normalizer sacrebleu rouge-score "
+    "pycocoevalcap opensmile espeakng-loader"
+).split()
+# Values of the ordered fields, lowest first; a shift of the audio moves along these.
+FIELD_ORDERS = {
+    "pitch": ("low", "normal", "high"),
+    "volume": ("low", "normal", "high"),
+    "speed": ("slow", "normal", "fast"),
+}
+# Conditions whose row is not the system's own.
+CONDITION_NAMES = {
+    "own_chain": "label|own_chain",
+    "speech": "label|speech",
+    "gold_descriptors": "label|gold_descriptors",
+    "generated": "free generation",
+    "probe": "linear probe (pooled frozen features)",
+    "oracle": "oracle (true generation parameters)",
+    "text_only": "text only (bag of words, no audio)",
+    "egemaps_svm": "eGeMAPSv02 + linear SVM",
+    "compare_svm": "ComParE_2016 + linear SVM",
+}
+
+
+# ---------------------------------------------------------------------------------------------------
+# predictions.jsonl
+
+
+def write_predictions(path, predictions):
+    """Write ``predictions.jsonl``: one JSON object a line, in the order given.
+
+    The file appears complete or not at all.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file, or the folder in which ``predictions.jsonl`` is written.
+    predictions : iterable of dict
+        See the head of this file.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If an id is missing or occurs twice, or a score is NaN.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> path = write_predictions(folder, [{"id": "u1", "speaker": "s1", "emotion": "happy"}])
+    >>> read_predictions(path)
+    [{'id': 'u1', 'speaker': 's1', 'emotion': 'happy'}]
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        path = path / "predictions.jsonl"
+    predictions = list(predictions)
+    _check_ids(predictions, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        for prediction in predictions:
+            try:
+                line = json.dumps(_plain(prediction), ensure_ascii=False, allow_nan=False)
+            except ValueError as error:
+                raise ValueError(f"prediction of {prediction['id']}: {error}") from error
+            stream.write(line + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def read_predictions(path):
+    """Read ``predictions.jsonl``.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file, or the folder that holds it.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a line is no JSON object or ids repeat.
+
+    Example
+    -------
+    >>> read_predictions("nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: nowhere/predictions.jsonl: no such file; run the evaluation that writes it
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        path = path / "predictions.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run the evaluation that writes it")
+    predictions = []
+    with open(path, encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                predictions.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
+    _check_ids(predictions, path)
+    return predictions
+
+
+def _check_ids(predictions, where):
+    seen = set()
+    for number, prediction in enumerate(predictions, 1):
+        name = prediction.get("id") if isinstance(prediction, dict) else None
+        if not name:
+            raise ValueError(f"{where}: prediction {number} has no id: give every utterance one")
+        if name in seen:
+            raise ValueError(f"{where}: utterance {name!r} occurs twice: count each once")
+        seen.add(name)
+
+
+def _plain(value):
+    """JSON types from numpy scalars, arrays, paths and tuples; NaN stays and is refused later."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(v) for v in (sorted(value) if isinstance(value, set) else value)]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return str(value)
+
+
+# ---------------------------------------------------------------------------------------------------
+# metrics
+
+
+def predicted_label(scores, labels):
+    """Label with the highest score; among equal ones the first of ``labels``.
+
+    Arguments
+    ---------
+    scores : dict
+        Label -> log-likelihood.
+    labels : sequence of str
+        Allowed labels; all must have a score.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If a label has no finite score.
+
+    Example
+    -------
+    >>> predicted_label({"sad": -0.2, "happy": -0.1}, ["happy", "sad"])
+    'happy'
+    """
+    bad = [label for label in labels if not math.isfinite(scores.get(label, math.nan))]
+    if bad:
+        raise ValueError(f"label(s) {bad} have no finite score in {scores}: score all of {list(labels)}")
+    return max(labels, key=lambda label: scores[label])
+
+
+def score_labels(references, predicted, speakers, labels, folds=None, num_resamples=10000, seed=0):
+    """All recognition metrics of one condition, named as in ``results.json``.
+
+    Arguments
+    ---------
+    references : sequence of str
+        Reference labels (N).
+    predicted : sequence of str or None
+        Predicted labels (N), ``None`` where there is none.
+    speakers : sequence of str
+        Speaker of each utterance (N).
+    labels : sequence of str
+        The K labels.
+    folds : sequence of str, optional
+        Fold of each utterance (N); adds mean and deviation over folds.
+    num_resamples : int
+        Of the bootstrap over speakers.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        ``ua``, ``wa``, ``macro_f1``, ``weighted_f1``, ``recall_<label>``, ``confusion`` (K lists of K + 1
+        counts), ``count``, ``ua_low``, ``ua_high``, ``wa_low``, ``wa_high`` and, with folds, ``ua_fold_mean``,
+        ``ua_fold_std``, ``wa_fold_mean``, ``wa_fold_std``, ``num_folds``.
+
+    Raises
+    ------
+    ValueError
+        See ``classification_scores``.
+
+    Example
+    -------
+    >>> metrics = score_labels(["a", "b"], ["a", "a"], ["s", "t"], ["a", "b"])
+    >>> metrics["ua"], metrics["confusion"]
+    (0.5, [[1, 0, 0], [1, 0, 0]])
+    """
+    scores = classification_scores(references, predicted, labels)
+    metrics = {
+        "ua": scores.ua,
+        "wa": scores.wa,
+        "macro_f1": scores.macro_f1,
+        "weighted_f1": scores.weighted_f1,
+        **{f"recall_{label}": recall for label, recall in scores.recall.items()},
+        "confusion": scores.confusion.tolist(),
+        "labels": list(labels),
+        "count": scores.count,
+    }
+    interval = speaker_interval(references, predicted, speakers, labels, num_resamples=num_resamples, seed=seed)
+    for name in ("ua", "wa"):
+        chosen = getattr(interval, name) if interval else None
+        metrics[f"{name}_low"] = chosen.low if chosen else None
+        metrics[f"{name}_high"] = chosen.high if chosen else None
+    metrics["num_speakers"] = len({str(s) for s in speakers})
+    if folds is not None:
+        spread = fold_spread(references, predicted, folds, labels)
+        metrics.update(
+            ua_fold_mean=spread.ua_mean,
+            ua_fold_std=spread.ua_std,
+            wa_fold_mean=spread.wa_mean,
+            wa_fold_std=spread.wa_std,
+            num_folds=spread.num_folds,
+        )
+    return metrics
+
+
+def _probabilities(prediction, condition, labels, temperature):
+    """Probabilities (K,) of one prediction: from the scores, or as stored when no temperature is given."""
+    stored = (prediction.get("probabilities") or {}).get(condition)
+    if temperature is None and stored is not None:
+        return np.array([stored[label] for label in labels], dtype=np.float64)
+    scores = [prediction["scores"][condition][label] for label in labels]
+    return label_probabilities(scores, 1.0 if temperature is None else temperature)
+
+
+def _recognition(predictions, labels, temperature, metrics, prefix, options):
+    """Metrics of every condition that has scores, and of free generation."""
+    labelled = [p for p in predictions if p.get("emotion") is not None]
+    conditions = []
+    for prediction in labelled:
+        conditions += [c for c in prediction.get("scores") or {} if c not in conditions]
+    for condition in conditions:
+        chosen = [p for p in labelled if condition in (p.get("scores") or {})]
+        if len(chosen) < len(labelled):
+            lacking = [p["id"] for p in labelled if condition not in (p.get("scores") or {})]
+            raise ValueError(
+                f"{len(lacking)} of {len(labelled)} utterances have no scores for the condition {condition!r}, "
+                f"first {lacking[0]!r}: score every utterance in every condition"
+            )
+        predicted = [predicted_label(p["scores"][condition], labels) for p in chosen]
+        values = score_labels(
+            [p["emotion"] for p in chosen],
+            predicted,
+            [p["speaker"] for p in chosen],
+            labels,
+            folds=_folds(chosen),
+            **options,
+        )
+        chosen_temperature = temperature.get(condition) if isinstance(temperature, dict) else temperature
+        calibration = calibration_scores(
+            np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in chosen]),
+            np.array([list(labels).index(p["emotion"]) for p in chosen]),
+        )
+        values.update(ece=calibration.ece, brier=calibration.brier, nll=calibration.nll)
+        if chosen_temperature is not None:
+            values["temperature"] = float(chosen_temperature)
+        metrics.update({f"{prefix}.ser.{condition}.{name}": value for name, value in values.items()})
+    generated = [p for p in labelled if "generated" in p]
+    if generated:
+        allowed = set(labels)
+        answers = [
+            p["generated"] if p["generated"] in allowed and not p.get("unparsable") else None for p in generated
+        ]
+        values = score_labels(
+            [p["emotion"] for p in generated],
+            answers,
+            [p["speaker"] for p in generated],
+            labels,
+            folds=_folds(generated),
+            **options,
+        )
+        values["unparsable"] = sum(a is None for a in answers) / len(answers)
+        metrics.update({f"{prefix}.ser.generated.{name}": value for name, value in values.items()})
+
+
+def _folds(predictions):
+    folds = [p.get("fold") for p in predictions]
+    return folds if len({f for f in folds if f is not None}) > 1 else None
+
+
+def _transcription(predictions, language, closed_set, metrics, prefix):
+    chosen = [p for p in predictions if p.get("transcript") and "hypothesis" in p]
+    if not chosen:
+        return
+    errors = word_errors([p["transcript"] for p in chosen], [p["hypothesis"] for p in chosen], language)
+    key = f"{prefix}.asr.generated"
+    metrics[f"{key}.wer"] = errors.wer
+    for name in ("substitutions", "deletions", "insertions"):
+        metrics[f"{key}.{name}"] = getattr(errors, name)
+    metrics[f"{key}.num_words"] = errors.num_words
+    metrics[f"{key}.exact"] = errors.num_exact / errors.num_utterances
+    metrics[f"{key}.count"] = errors.num_utterances
+    metrics[f"{key}.closed_set"] = bool(closed_set)
+
+
+def _descriptors(predictions, fields, language, java, metrics, prefix):
+    chosen = [p for p in predictions if "predicted_descriptors" in p]
+    if not chosen:
+        return
+    reference = [p.get("descriptors") or {} for p in chosen]
+    predicted = [p["predicted_descriptors"] or {} for p in chosen]
+    measured = [p.get("measured_descriptors") or {} for p in chosen]
+    closed = [f for f in fields if f not in ("emphasis", "description")]
+    key = f"{prefix}.sed.generated"
+    for name in closed:
+        scores = field_scores([r.get(name) for r in reference], [p.get(name) for p in predicted])
+        if scores is not None:
+            metrics[f"{key}.{name}"] = scores.accuracy
+            metrics[f"{key}.{name}_balanced"] = scores.balanced_accuracy
+            metrics[f"{key}.{name}_missing"] = scores.num_missing / scores.count
+            metrics[f"{key}.{name}_count"] = scores.count
+    emphasis = emphasis_scores(
+        [r.get("emphasis") for r in reference], [p.get("emphasis") for p in predicted], language
+    )
+    if emphasis is not None and "emphasis" in fields:
+        metrics[f"{key}.emphasis"] = emphasis.exact
+        metrics[f"{key}.emphasis_f1"] = emphasis.f1
+        metrics[f"{key}.emphasis_count"] = emphasis.count
+    if "description" in fields:
+        sentences = description_scores(
+            [r.get("description") for r in reference],
+            [p.get("description") for p in predicted],
+            language,
+            java=java,
+        )
+        for name, score in sentences.items():
+            metrics[f"{key}.{name}"] = score.value
+            if score.value is None:
+                metrics[f"{key}.{name}_not_computed"] = score.reason
+    for name, scores in faithfulness(predicted, measured, closed).items():
+        if scores is not None:
+            metrics[f"{prefix}.sed.faithfulness.{name}"] = scores.accuracy
+            metrics[f"{prefix}.sed.faithfulness.{name}_balanced"] = scores.balanced_accuracy
+            metrics[f"{prefix}.sed.faithfulness.{name}_count"] = scores.count
+    shifts = sorted({s for p in chosen for s in p.get("shifted_descriptors") or {}})
+    for shift in shifts:
+        name, _, way = shift.rpartition("_")
+        if name not in FIELD_ORDERS or way not in ("up", "down"):
+            raise ValueError(
+                f"shift {shift!r}: allowed are <field>_up and <field>_down with the field one of {list(FIELD_ORDERS)}"
+            )
+        pairs = [p for p in chosen if shift in (p.get("shifted_descriptors") or {})]
+        response = shift_response(
+            [(p["predicted_descriptors"] or {}).get(name) for p in pairs],
+            [(p["shifted_descriptors"][shift] or {}).get(name) for p in pairs],
+            1 if way == "up" else -1,
+            FIELD_ORDERS[name],
+        )
+        for part in ("share_right", "right", "wrong", "unmoved", "saturated"):
+            metrics[f"{prefix}.sed.shift_{shift}.{part}"] = getattr(response, part)
+
+
+def compute_results(
+    predictions,
+    labels,
+    fields=(),
+    language="en",
+    closed_set=False,
+    temperature=None,
+    random_split=False,
+    split="test",
+    num_resamples=10000,
+    seed=0,
+    java=True,
+):
+    """Every metric of a set of predictions, from the predictions alone.
+
+    Arguments
+    ---------
+    predictions : list of dict
+        See the head of this file.
+    labels : sequence of str
+        The K emotion labels.
+    fields : sequence of str
+        Descriptor fields; ``emphasis`` and ``description`` are scored in their own ways.
+    language : str
+        ISO 639-1 code of transcripts and sentences.
+    closed_set : bool
+        Whether all test sentences also occur in training: WER is then closed-set, and says so.
+    temperature : float or dict, optional
+        Temperature fitted on validation data, one for all conditions or condition -> value. ``None``
+        takes the stored ``probabilities``, or 1 where there are none.
+    random_split : bool
+        Whether speakers are shared between training and test: a warning goes to the log and the result.
+    split : str
+        First part of every key.
+    num_resamples : int
+        Of the bootstrap over speakers.
+    seed : int
+        Of the bootstrap.
+    java : bool
+        Whether METEOR and SPICE may start Java.
+
+    Returns
+    -------
+    dict
+        ``<split>.<task>.<condition>.<metric>`` -> number, list, bool or None; a metric that could not be
+        computed is ``None`` beside ``<metric>_not_computed``, the reason.
+
+    Raises
+    ------
+    ValueError
+        If there is no prediction, or one lacks a condition that others have.
+
+    Example
+    -------
+    >>> predictions = [
+    ...     {"id": "u1", "speaker": "s1", "emotion": "sad", "scores": {"speech": {"sad": -0.1, "happy": -3.0}},
+    ...      "transcript": "the cat sat", "hypothesis": "a cat sat", "descriptors": {"pitch": "low"},
+    ...      "predicted_descriptors": {"pitch": "low"}, "generated": "sad", "unparsable": False},
+    ...     {"id": "u2", "speaker": "s2", "emotion": "happy", "scores": {"speech": {"sad": -0.2, "happy": -1.0}},
+    ...      "transcript": "stop it", "hypothesis": "stop it", "descriptors": {"pitch": "high"},
+    ...      "predicted_descriptors": {"pitch": None}, "generated": None, "unparsable": True}]
+    >>> results = compute_results(predictions, ["happy", "sad"], ["pitch"])
+    >>> results["test.ser.speech.ua"], results["test.ser.generated.unparsable"]
+    (0.5, 0.5)
+    >>> results["test.asr.generated.wer"], results["test.sed.generated.pitch"]
+    (0.2, 0.5)
+    """
+    predictions = list(predictions)
+    if not predictions:
+        raise ValueError("no prediction to compute results from: is the test part empty?")
+    _check_ids(predictions, "predictions")
+    metrics = {}
+    options = {"num_resamples": num_resamples, "seed": seed}
+    _recognition(predictions, list(labels), temperature, metrics, split, options)
+    _transcription(predictions, language, closed_set, metrics, split)
+    _descriptors(predictions, list(fields), language, java, metrics, split)
+    if random_split:
+        logger.warning(RANDOM_SPLIT_WARNING)
+        metrics[f"{split}.warning"] = RANDOM_SPLIT_WARNING
+    return metrics
+
+
+# ---------------------------------------------------------------------------------------------------
+# results.json
+
+
+def git_commit(folder=None):
+    """Commit of the source tree, with ``-dirty`` where tracked files differ from it.
+
+    Arguments
+    ---------
+    folder : str or Path, optional
+        A folder of the tree; default: this package's own.
+
+    Returns
+    -------
+    str or None
+        ``None`` outside a git checkout, without git, or before the first commit.
+
+    Example
+    -------
+    >>> git_commit("/") is None
+    True
+    """
+    folder = Path(__file__).resolve().parent if folder is None else Path(folder)
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        # No git program: an installed package has no commit to name.
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def run_context(seed=None, hparams=None, split_hash=None, wall_time=None, audio_seconds=None, **more):
+    """What is written beside the metrics so that a number can be traced to its run.
+
+    Arguments
+    ---------
+    seed : int, optional
+        Seed of the run.
+    hparams : dict, optional
+        Resolved hyper-parameters; values that JSON does not know are written as text.
+    split_hash : str, optional
+        Hash of the manifests.
+    wall_time : float, optional
+        Seconds of the whole run.
+    audio_seconds : float, optional
+        Seconds of audio processed in that time.
+    **more
+        Further entries, for example ``command`` or ``evaluation`` (the arguments of
+        ``compute_results``, which pooling needs).
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> context = run_context(seed=1986, wall_time=2.0, audio_seconds=50.0)
+    >>> context["seed"], context["audio_seconds_per_second"]
+    (1986, 25.0)
+    """
+    import torch
+
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    device = {"peak_gpu_memory_bytes": None, "gpu": None}
+    if torch.cuda.is_available():
+        device = {
+            "peak_gpu_memory_bytes": int(torch.cuda.max_memory_allocated()),
+            "gpu": torch.cuda.get_device_name(),
+        }
+    return {
+        "seed": seed,
+        "git_commit": git_commit(),
+        "split_hash": split_hash,
+        "wall_time_seconds": wall_time,
+        "audio_seconds": audio_seconds,
+        "audio_seconds_per_second": audio_seconds / wall_time if wall_time and audio_seconds is not None else None,
+        "peak_memory_bytes": _peak_memory(),
+        **device,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": {
+            "processor": platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "packages": packages,
+        "hparams": hparams,
+        **more,
+    }
+
+
+def _peak_memory():
+    """Largest resident size of this process so far, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def _null_nan(value):
+    if isinstance(value, dict):
+        return {k: _null_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_null_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_results(folder, metrics, context):
+    """Write ``results.json``: ``{"metrics": ..., **context}``.
+
+    The file appears complete or not at all. A number that is not finite is written as null.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where the checkpoint and ``predictions.jsonl`` are.
+    metrics : dict
+        From ``compute_results``.
+    context : dict
+        From ``run_context``. Its entry ``evaluation``, the keyword arguments that were given to
+        ``compute_results`` (``labels``, ``fields``, ``language``, ``closed_set``, ``temperature``,
+        ``random_split``, ``split``), is what ``pool_folds`` reads.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> path = write_results(folder, {"test.ser.speech.ua": 0.5}, {"seed": 1})
+    >>> read_results(folder)
+    {'seed': 1, 'metrics': {'test.ser.speech.ua': 0.5}}
+    """
+    if "metrics" in context:
+        raise ValueError("context has an entry 'metrics': give the metrics as their own argument")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    content = _null_nan(_plain({**context, "metrics": metrics}))
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def read_results(folder):
+    """Read ``results.json`` of a folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A run's folder, or the file itself.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds no metrics.
+
+    Example
+    -------
+    >>> read_results("nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: nowhere/results.json: no such file; run the evaluation that writes it
+    """
+    path = Path(folder)
+    if path.suffix != ".json":
+        path = path / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run the evaluation that writes it")
+    content = json.loads(path.read_text("utf-8"))
+    if not isinstance(content, dict) or "metrics" not in content:
+        raise ValueError(f"{path}: no entry 'metrics'; was it written by write_results?")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------------
+# pooling
+
+
+def pool_folds(folders, **options):
+    """Headline over the pooled out-of-fold predictions of all folds, with spread over folds.
+
+    Each fold's probabilities use that fold's own temperature. A folder's name is the fold's name
+    where its predictions do not say.
+
+    Arguments
+    ---------
+    folders : sequence of str or Path
+        One folder a fold, with ``predictions.jsonl`` and ``results.json`` (entry ``evaluation``).
+    **options
+        ``num_resamples``, ``seed``, ``java``: see ``compute_results``.
+
+    Returns
+    -------
+    dict
+        Metrics as of ``compute_results`` over all utterances, with ``ua_fold_mean`` and so on, WER
+        pooled. The same predictions are needed for a confusion matrix; they hold it too.
+
+    Raises
+    ------
+    ValueError
+        If there is no folder, folds were evaluated with different labels or settings, or an utterance is
+        predicted by two folds.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folders = []
+    >>> for fold, score in (("1", -0.1), ("2", -5.0)):
+    ...     folder = Path(tempfile.mkdtemp())
+    ...     predictions = [{"id": fold, "speaker": fold, "fold": fold, "emotion": "sad",
+    ...                     "scores": {"speech": {"sad": score, "happy": -1.0}}}]
+    ...     _ = write_predictions(folder, predictions)
+    ...     _ = write_results(folder, {}, {"evaluation": {"labels": ["happy", "sad"], "temperature": 2.0}})
+    ...     folders.append(folder)
+    >>> pooled = pool_folds(folders)
+    >>> pooled["test.ser.speech.ua"], pooled["test.ser.speech.num_folds"]
+    (0.5, 2)
+    """
+    folders = [Path(f) for f in folders]
+    if not folders:
+        raise ValueError("no fold to pool: give the folders of the folds")
+    pooled, settings, home = [], None, {}
+    for folder in folders:
+        evaluation = read_results(folder).get("evaluation")
+        if not evaluation or "labels" not in evaluation:
+            raise ValueError(
+                f"{folder}/results.json has no entry 'evaluation' with 'labels': write it with "
+                "write_results(context=run_context(evaluation=...))"
+            )
+        evaluation = dict(evaluation)
+        temperature = evaluation.pop("temperature", None)
+        for name in ("num_resamples", "seed", "java"):
+            evaluation.pop(name, None)
+        if settings is None:
+            settings = evaluation
+        elif evaluation != settings:
+            differing = sorted(
+                k for k in {*evaluation, *settings} if evaluation.get(k) != settings.get(k)
+            )
+            raise ValueError(
+                f"{folder} was evaluated with other {differing} than {folders[0]}: pool folds of one experiment only"
+            )
+        for prediction in read_predictions(folder):
+            name = prediction["id"]
+            if name in home:
+                raise ValueError(
+                    f"utterance {name!r} is predicted in {home[name]} and in {folder}: a fold's test part must "
+                    "not overlap another's"
+                )
+            home[name] = folder
+            prediction.setdefault("fold", folder.name)
+            probabilities = {}
+            for condition in prediction.get("scores") or {}:
+                chosen = temperature.get(condition) if isinstance(temperature, dict) else temperature
+                values = _probabilities(prediction, condition, settings["labels"], chosen)
+                probabilities[condition] = dict(zip(settings["labels"], values.tolist()))
+            prediction["probabilities"] = probabilities
+            pooled.append(prediction)
+    return compute_results(pooled, **settings, **options)
+
+
+def pool_seeds(folders):
+    """Mean and deviation over seeds of every number.
+
+    Arguments
+    ---------
+    folders : sequence of str or Path
+        One folder a seed, each with ``results.json``.
+
+    Returns
+    -------
+    dict
+        Key -> ``{"mean", "std", "values", "seeds"}`` for the numeric metrics that all runs have; ``std``
+        is the sample deviation, ``None`` for one seed.
+
+    Raises
+    ------
+    ValueError
+        If there is no folder, or two runs have the same seed.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folders = []
+    >>> for seed, ua in ((1, 0.5), (2, 0.7)):
+    ...     folder = tempfile.mkdtemp()
+    ...     _ = write_results(folder, {"test.ser.speech.ua": ua}, {"seed": seed})
+    ...     folders.append(folder)
+    >>> pooled = pool_seeds(folders)["test.ser.speech.ua"]
+    >>> round(pooled["mean"], 3), round(pooled["std"], 3), pooled["seeds"]
+    (0.6, 0.141, [1, 2])
+    """
+    folders = [Path(f) for f in folders]
+    if not folders:
+        raise ValueError("no seed to pool: give the folders of the runs")
+    results = [read_results(folder) for folder in folders]
+    seeds = [result.get("seed") for result in results]
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds are {seeds}: every run must have its own seed")
+    hashes = {result.get("split_hash") for result in results}
+    if len(hashes) > 1:
+        raise ValueError(f"split hashes differ ({sorted(map(str, hashes))}): pool runs on the same split only")
+    pooled = {}
+    for key in results[0]["metrics"]:
+        values = [result["metrics"].get(key) for result in results]
+        if all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values):
+            pooled[key] = {
+                "mean": float(np.mean(values)),
+                "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "values": values,
+                "seeds": seeds,
+            }
+    return pooled
+
+
+# ---------------------------------------------------------------------------------------------------
+# tables
+
+
+def result_rows(metrics, split="test"):
+    """Rows of the result table: one a condition, the system's own first, then baselines and oracle.
+
+    Arguments
+    ---------
+    metrics : dict
+        From ``compute_results``, ``pool_folds`` or ``pool_seeds``, with the keys of baselines added
+        (``test.ser.probe.ua``, ``test.sed.probe.pitch``, ``test.ser.oracle.ua``,
+        ``test.ser.text_only.ua``).
+    split : str
+        Which split.
+
+    Returns
+    -------
+    list of dict
+        Column name -> cell, for ``format_table``. The headline row (``label|own_chain``, else
+        ``label|speech``) carries WER and descriptors of the system.
+
+    Example
+    -------
+    >>> result_rows({"test.ser.own_chain.ua": 0.7671, "test.asr.generated.wer": 0.02, "test.ser.probe.ua": 0.78})
+    [{'system': 'label|own_chain', 'UA': 0.7671, 'WER': 0.02}, {'system': 'linear probe (pooled frozen features)', 'UA': 0.78}]
+    """
+    found = {}
+    for key, value in metrics.items():
+        parts = key.split(".", 3)
+        if len(parts) == 4 and parts[0] == split:
+            found.setdefault(parts[1], {}).setdefault(parts[2], {})[parts[3]] = value
+    recognition = dict(found.get("ser", {}))
+    descriptors = {c: v for c, v in found.get("sed", {}).items() if c != "faithfulness" and c[:6] != "shift_"}
+    transcripts = dict(found.get("asr", {}))
+    headline = next((c for c in ("own_chain", "speech", "gold_descriptors", "generated") if c in recognition), None)
+    order = list(CONDITION_NAMES)
+    conditions = {*recognition, *descriptors, *transcripts}
+    if headline is not None and headline != "generated":
+        # The generated transcript and descriptors belong to the chain that leads to the label.
+        if "generated" not in recognition:
+            conditions.discard("generated")
+    conditions = sorted(conditions, key=lambda c: (order.index(c) if c in order else len(order), c))
+    rows = []
+    for condition in conditions:
+        source = "generated" if condition == headline else condition
+        shown = condition != "generated" or headline in (None, "generated")
+        ser = recognition.get(condition, {})
+        sed = descriptors.get(source, {}) if shown else {}
+        asr = transcripts.get(source, {}) if shown else {}
+        row = {"system": CONDITION_NAMES.get(condition, condition)}
+        for column, name in (("UA", "ua"), ("WA", "wa"), ("macro-F1", "macro_f1")):
+            if ser.get(name) is not None:
+                row[column] = ser[name]
+                if column == "UA" and ser.get("ua_low") is not None:
+                    row["95 % of UA"] = (ser["ua_low"], ser["ua_high"])
+        if ser.get("unparsable") is not None:
+            row["unparsable"] = ser["unparsable"]
+        if ser.get("ece") is not None:
+            row["ECE"] = ser["ece"]
+        if asr.get("wer") is not None:
+            row["WER (closed set)" if asr.get("closed_set") is True else "WER"] = asr["wer"]
+            if all(asr.get(k) is not None for k in ("substitutions", "deletions", "insertions")):
+                row["S/D/I"] = tuple(asr[k] for k in ("substitutions", "deletions", "insertions"))
+        for name, value in sed.items():
+            if value is not None and not name.endswith(
+                ("_balanced", "_missing", "_count", "_not_computed", "emphasis_f1")
+            ):
+                row[name] = value
+        if len(row) > 1:
+            rows.append(row)
+    return rows
+
+
+def _cell(value, decimals):
+    if value is None:
+        return ""
+    if isinstance(value, dict) and "mean" in value:
+        text = f"{value['mean']:.{decimals}f}"
+        return text if value.get("std") is None else f"{text} ± {value['std']:.{decimals}f}"
+    if isinstance(value, (tuple, list)):
+        if len(value) == 2:
+            return "–".join(_cell(v, decimals) for v in value)
+        return "/".join(_cell(v, 1) if isinstance(v, dict) else str(v) for v in value)
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Integral):
+        return str(value)
+    if isinstance(value, numbers.Real):
+        return f"{value:.{decimals}f}" if math.isfinite(value) else ""
+    return str(value)
+
+
+def format_table(rows, columns=None, style="markdown", decimals=3):
+    """Rows as a table for the terminal or for RESULTS.md.
+
+    Arguments
+    ---------
+    rows : sequence of dict
+        Column name -> cell. A pair is an interval, ``{"mean", "std"}`` a spread over seeds, ``None`` and
+        an absent column an empty cell.
+    columns : sequence of str, optional
+        Which columns, in order; default: all, in order of appearance.
+    style : str
+        ``markdown`` or ``plain``.
+    decimals : int
+        Of numbers with a fraction.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If the style is unknown.
+
+    Example
+    -------
+    >>> print(format_table([{"system": "a|b", "UA": 0.5}, {"system": "probe", "UA": None, "WER": 0.02}]))
+    | system |    UA |   WER |
+    |--------|------:|------:|
+    | a\\|b   | 0.500 |       |
+    | probe  |       | 0.020 |
+    """
+    if style not in ("markdown", "plain"):
+        raise ValueError(f"style is {style!r}: allowed are markdown and plain")
+    rows = list(rows)
+    if columns is None:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(c), decimals) for c in columns] for row in rows]
+    if style == "markdown":
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    textual = [any(isinstance(row.get(c), str) for row in rows) for c in columns]
+    widths = [max([len(str(c)), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
+    aligned = [
+        [cell.ljust(w) if text else cell.rjust(w) for cell, w, text in zip(row, widths, textual)]
+        for row in [[str(c) for c in columns], *cells]
+    ]
+    if style == "markdown":
+        rule = "|".join("-" * (w + 2) if text else "-" * (w + 1) + ":" for w, text in zip(widths, textual))
+        lines = ["| " + " | ".join(row) + " |" for row in aligned]
+        return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+    lines = ["  ".join(row).rstrip() for row in aligned]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
