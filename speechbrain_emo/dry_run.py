@@ -6,6 +6,7 @@ estimates whose assumptions are printed beside them.
 Letters: L layers, D feature size, V vocabulary.
 """
 
+import json
 import math
 import os
 import time
@@ -259,18 +260,19 @@ class DryRunReport:
 def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, device=None):
     """Estimate an experiment from its hyper-parameters.
 
-    Reads ``encoder``, ``front_end`` and ``llm`` (each ``!name:`` in the YAML, so that nothing is built yet),
-    ``phases``, ``cycles``, ``corpus_hours`` and ``num_train_records``; where they are given also ``cache``,
-    ``max_positions``, ``max_frames``, ``text_positions``, ``answer_positions``, ``output_folder``.
+    Reads ``encoder``, ``front_end`` and ``llm`` (each ``!name:`` in the YAML, so that nothing is built yet) and
+    ``phases``; the size of the corpus from the training manifest where it is written already, else from
+    ``corpus_hours`` and ``num_train_records``; where they are given also ``cycles``, ``cache``, ``limits``,
+    ``text_positions``, ``answer_positions`` and ``output_folder``.
 
     Arguments
     ---------
     hparams : dict
         Loaded YAML. ``encoder`` and ``front_end`` may be absent or null in a text-only experiment.
     num_records : int, optional
-        Training records; default ``num_train_records``.
+        Training records; default as the manifest or ``num_train_records`` says.
     audio_hours : float, optional
-        Audio of all records; default ``corpus_hours``.
+        Audio of these records; default as the manifest or ``corpus_hours`` says.
     sustained_flops : float, optional
         Floating-point operations a second that training reaches; default: measured here by a matrix product.
     device : str, optional
@@ -295,8 +297,9 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
     >>> report.parameters - report.trainable, report.trainable, report.steps
     (8030261248, 13631488, 10)
     """
-    num_records = _needed(hparams, "num_train_records", num_records)
-    audio_hours = float(_needed(hparams, "corpus_hours", audio_hours))
+    written = _manifest_size(hparams)
+    num_records = int(_needed(hparams, "num_train_records", written[0] if num_records is None else num_records))
+    audio_hours = float(_needed(hparams, "corpus_hours", written[1] if audio_hours is None else audio_hours))
     llm = _on_meta("llm", _needed(hparams, "llm", None))
     encoder = front_end = None
     if hparams.get("encoder") is not None:
@@ -335,8 +338,10 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
             PhaseCost(key, phase_trainable[phase.name], phase.epochs, steps, phase.epochs * records * record_flops)
         )
 
-    batch_positions = int(hparams.get("max_positions") or max(p.batch_size for p in schedule.phases) * positions)
-    batch_frames = int(hparams.get("max_frames") or max(p.batch_size for p in schedule.phases) * frames)
+    rows, limits = max(p.batch_size for p in schedule.phases), hparams.get("limits") or {}
+    rows = min(rows, limits.get("max_rows") or rows)
+    batch_positions = min(rows * positions, limits.get("max_positions") or math.inf)
+    batch_frames = min(rows * frames, limits.get("max_frames") or math.inf)
     most_trainable = max(phase_trainable.values())
     memory = {"weights": float(sum(m.weight_bytes for m in modules))}
     memory["gradients"] = float(GRADIENT_BYTES * most_trainable)
@@ -362,7 +367,7 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
         f"{num_records:,} training records of {seconds:.2f} s on average; {text} text and {slots} slot positions a "
         f"prompt, {answer} of them the answer (text_positions, answer_positions)",
         f"micro-batches of {batch_positions:,} packed positions and {batch_frames:,} encoder frames "
-        "(max_positions, max_frames)",
+        "(limits)",
         f"AdamW with float32 masters; gradient checkpointing {'on' if checkpointing else 'off'}; "
         f"language model {'in 4 bits (NF4)' if quantized else 'not quantised'}",
         f"{100 * UTILISATION:.0f} % of the matrix-multiplication rate is sustained; loading and evaluation not counted",
@@ -374,7 +379,7 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
         cache_rate=cache_rates(encoder, front_end),
         cache_mode=_cache_mode(hparams),
         audio_hours=audio_hours,
-        num_records=int(num_records),
+        num_records=num_records,
         download_bytes=_download_bytes(hparams, encoder, llm),
         checkpoint_bytes=float((4 + ADAM_STATE_BYTES) * most_trainable),
         free_disk_bytes=float(free.f_bavail * free.f_frsize),
@@ -389,6 +394,17 @@ def _needed(hparams, key, given):
     if value is None:
         raise ValueError(f"a dry run needs {key!r}, which the hyper-parameters leave out: add it to the YAML")
     return value
+
+
+def _manifest_size(hparams):
+    """(records, hours) of a training manifest that is written already, else (None, None)."""
+    path = (hparams.get("manifests") or {}).get("train")
+    if path is None or not Path(str(path)).is_file():
+        return None, None
+    records = json.loads(Path(str(path)).read_text(encoding="utf-8")).values()
+    # A dialogue's record lists its audios; any other has one of its own.
+    seconds = sum(audio.get("duration") or 0 for record in records for audio in record.get("audios") or [record])
+    return len(records), seconds / 3600
 
 
 def _on_meta(name, build):

@@ -18,12 +18,15 @@ __all__ = [
     "plot_training_curves",
 ]
 
-# Okabe-Ito without yellow, which is faint on white, and with black last.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe-Ito without yellow, which is faint on white; then, for many kinds, some of Paul Tol's "muted" scheme.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#882255", "#999933", "#332288", "#44AA99", "#AA4499"),
+)
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 DPI = 130
 # More kinds than this are not told apart by colour: the rest is grey.
-MAX_KINDS = 12
+MAX_KINDS = len(COLOURS)
 
 
 def _figure(width, height):
@@ -69,7 +72,8 @@ def plot_confusion_matrix(confusion, labels, path, title="Confusion matrix"):
     Example
     -------
     >>> import tempfile
-    >>> path = plot_confusion_matrix([[8, 2], [1, 9]], ["happy", "sad"], tempfile.mkdtemp() + "/confusion.png")
+    >>> path = tempfile.mkdtemp() + "/confusion.png"
+    >>> path = plot_confusion_matrix([[8, 2], [1, 9]], ["happy", "sad"], path)
     >>> path.stat().st_size > 1000
     True
     """
@@ -77,7 +81,10 @@ def plot_confusion_matrix(confusion, labels, path, title="Confusion matrix"):
     labels = [str(label) for label in labels]
     size = len(labels)
     if confusion.shape not in ((size, size), (size, size + 1)):
-        raise ValueError(f"confusion has shape {confusion.shape}: {size} labels need ({size}, {size} or {size + 1})")
+        raise ValueError(
+            f"confusion has shape {confusion.shape}, for {size} labels: give as many rows, and columns "
+            "as many or one more"
+        )
     columns = list(labels)
     if confusion.shape[1] > size:
         if confusion[:, size].any():
@@ -146,7 +153,7 @@ def plot_layer_weights(weights, path, title="Weights of the encoder's layers"):
     lengths = {len(v) for v in weights.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f"weights have {dict((k, len(v)) for k, v in weights.items())} layers: give the same number of each"
+            f"numbers of layers are {dict((k, len(v)) for k, v in weights.items())}: give equal ones, not 0"
         )
     (num_layers,) = lengths
     figure = _figure(max(5.0, 2.5 + 0.25 * num_layers), 3.6)
@@ -182,8 +189,9 @@ def plot_training_curves(log, path, panels=None, title="Training"):
     path : str or Path
         PNG file to write.
     panels : sequence of sequence of str, optional
-        Quantities of each panel. Default: quantities grouped by their last word after a blank, an underscore
-        or a dot (``train loss`` and ``valid loss`` share a panel).
+        Quantities of each panel. Default: quantities share a panel whose names begin with the same word once
+        train, valid and test are taken off (``train_loss`` and ``valid_loss``; ``kl_content`` and
+        ``kl_descriptor``).
     title : str
         Title.
 
@@ -200,7 +208,8 @@ def plot_training_curves(log, path, panels=None, title="Training"):
     Example
     -------
     >>> import tempfile
-    >>> log = [{"epoch": 1, "phase": "asr", "train_loss": 3.0}, {"epoch": 2, "phase": "ser", "train_loss": 2.0}]
+    >>> log = [{"epoch": 1, "phase": "asr", "train_loss": 3.0},
+    ...        {"epoch": 2, "phase": "ser", "train_loss": 2.0}]
     >>> plot_training_curves(log, tempfile.mkdtemp() + "/curves.png").name
     'curves.png'
     """
@@ -217,8 +226,7 @@ def plot_training_curves(log, path, panels=None, title="Training"):
     if panels is None:
         groups = {}
         for name in numbers:
-            last = name.replace("_", " ").replace(".", " ").split()[-1]
-            groups.setdefault(last, []).append(name)
+            groups.setdefault(_quantity(name), []).append(name)
         panels = list(groups.values())
     unknown = [name for panel in panels for name in panel if name not in numbers]
     if unknown:
@@ -258,12 +266,19 @@ def plot_training_curves(log, path, panels=None, title="Training"):
         axes.margins(y=0.2)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(panel[0] if len(panel) == 1 else panel[0].replace("_", " ").split()[-1])
+        axes.set_ylabel(panel[0] if len(panel) == 1 else _quantity(panel[0]))
         axes.grid(alpha=0.25)
         if len(panel) > 1:
             axes.legend(fontsize=7, frameon=False, loc="best")
     figure.suptitle(title, fontsize=12)
     return _save(figure, path)
+
+
+def _quantity(name):
+    """First word of a quantity's name after the split's: what its axis shows."""
+    words = name.replace("_", " ").replace(".", " ").replace("/", " ").split()
+    rest = [w for w in words if w not in ("train", "valid", "test")]
+    return (rest or words)[0]
 
 
 def _kinds(values):
@@ -336,9 +351,8 @@ def plot_latent_maps(coordinates, labels, scores, path, title="Latents"):
                 axes.scatter(
                     *points[chosen].T,
                     s=size,
-                    color=COLOURS[i % len(COLOURS)],
-                    # The marker moves on when the colours begin again.
-                    marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+                    color=COLOURS[i],
+                    marker=MARKERS[i % len(MARKERS)],
                     alpha=0.75,
                     linewidths=0,
                     label=name,

@@ -12,9 +12,11 @@ number can be checked, and pooled over folds, without the model. Keys of a predi
 | ``scores`` | object | condition -> label -> length-normalised log-likelihood |
 | ``probabilities`` | object, optional | condition -> label -> probability (as calibrated at prediction) |
 | ``transcript``, ``hypothesis`` | str or null | reference and generated transcript |
-| ``descriptors``, ``predicted_descriptors`` | object | field -> value; ``emphasis``: list of words; ``description``: str |
+| ``descriptors`` | object | reference: field -> value; ``emphasis``: list of words; ``description``: str |
+| ``predicted_descriptors`` | object | the same fields, as generated |
 | ``measured_descriptors`` | object, optional | field -> value measured in the audio |
-| ``shifted_descriptors`` | object, optional | ``pitch_up`` ... -> predicted descriptors of the shifted audio |
+| ``shifted_descriptors`` | object, optional | ``pitch_up`` ... -> descriptors predicted for shifted audio |
+| ``baseline_descriptors`` | object, optional | condition -> field -> value |
 | ``generated`` | str or null | freely generated label |
 | ``unparsable`` | bool | the generated answer holds no allowed label |
 | ``duration`` | float, optional | seconds |
@@ -82,7 +84,9 @@ FIELD_ORDERS = {
     "volume": ("low", "normal", "high"),
     "speed": ("slow", "normal", "fast"),
 }
-# Conditions whose row is not the system's own.
+# Label scores of the model itself; other conditions are baselines.
+SYSTEM_CONDITIONS = ("own_chain", "speech", "gold_descriptors")
+# Rows of the result table, in order.
 CONDITION_NAMES = {
     "own_chain": "label|own_chain",
     "speech": "label|speech",
@@ -279,8 +283,8 @@ def score_labels(references, predicted, speakers, labels, folds=None, num_resamp
     -------
     dict
         ``ua``, ``wa``, ``macro_f1``, ``weighted_f1``, ``recall_<label>``, ``confusion`` (K lists of K + 1
-        counts), ``count``, ``ua_low``, ``ua_high``, ``wa_low``, ``wa_high`` and, with folds, ``ua_fold_mean``,
-        ``ua_fold_std``, ``wa_fold_mean``, ``wa_fold_std``, ``num_folds``.
+        counts), ``count``, ``ua_low``, ``ua_high``, ``wa_low``, ``wa_high``, ``num_speakers`` and, with
+        folds, ``ua_fold_mean``, ``ua_fold_std``, ``wa_fold_mean``, ``wa_fold_std``, ``num_folds``.
 
     Raises
     ------
@@ -304,7 +308,7 @@ def score_labels(references, predicted, speakers, labels, folds=None, num_resamp
         "labels": list(labels),
         "count": scores.count,
     }
-    interval = speaker_interval(references, predicted, speakers, labels, num_resamples=num_resamples, seed=seed)
+    interval = speaker_interval(references, predicted, speakers, labels, num_resamples, seed=seed)
     for name in ("ua", "wa"):
         chosen = getattr(interval, name) if interval else None
         metrics[f"{name}_low"] = chosen.low if chosen else None
@@ -320,6 +324,13 @@ def score_labels(references, predicted, speakers, labels, folds=None, num_resamp
             num_folds=spread.num_folds,
         )
     return metrics
+
+
+def _temperature(temperature, condition):
+    """Temperature of a condition, None where it has none: a baseline's scores have their own scale."""
+    if isinstance(temperature, dict):
+        return temperature.get(condition)
+    return temperature if condition in SYSTEM_CONDITIONS else None
 
 
 def _probabilities(prediction, condition, labels, temperature):
@@ -339,11 +350,19 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
         conditions += [c for c in prediction.get("scores") or {} if c not in conditions]
     for condition in conditions:
         chosen = [p for p in labelled if condition in (p.get("scores") or {})]
-        if len(chosen) < len(labelled):
+        if len(chosen) < len(labelled) and condition == "gold_descriptors":
+            logger.warning(
+                "%s.ser.gold_descriptors: %d of %d utterances only, the others have no gold descriptors",
+                prefix,
+                len(chosen),
+                len(labelled),
+            )
+        elif len(chosen) < len(labelled):
             lacking = [p["id"] for p in labelled if condition not in (p.get("scores") or {})]
             raise ValueError(
-                f"{len(lacking)} of {len(labelled)} utterances have no scores for the condition {condition!r}, "
-                f"first {lacking[0]!r}: score every utterance in every condition"
+                f"{len(lacking)} of {len(labelled)} utterances have no scores for the condition "
+                f"{condition!r}, first {lacking[0]!r}: score every utterance in every condition "
+                "(gold_descriptors may lack some)"
             )
         predicted = [predicted_label(p["scores"][condition], labels) for p in chosen]
         values = score_labels(
@@ -354,7 +373,7 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
             folds=_folds(chosen),
             **options,
         )
-        chosen_temperature = temperature.get(condition) if isinstance(temperature, dict) else temperature
+        chosen_temperature = _temperature(temperature, condition)
         calibration = calibration_scores(
             np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in chosen]),
             np.array([list(labels).index(p["emotion"]) for p in chosen]),
@@ -366,9 +385,8 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
     generated = [p for p in labelled if "generated" in p]
     if generated:
         allowed = set(labels)
-        answers = [
-            p["generated"] if p["generated"] in allowed and not p.get("unparsable") else None for p in generated
-        ]
+        usable = [p["generated"] in allowed and not p.get("unparsable") for p in generated]
+        answers = [p["generated"] if u else None for p, u in zip(generated, usable)]
         values = score_labels(
             [p["emotion"] for p in generated],
             answers,
@@ -401,22 +419,36 @@ def _transcription(predictions, language, closed_set, metrics, prefix):
     metrics[f"{key}.closed_set"] = bool(closed_set)
 
 
-def _descriptors(predictions, fields, language, java, metrics, prefix):
-    chosen = [p for p in predictions if "predicted_descriptors" in p]
-    if not chosen:
-        return
-    reference = [p.get("descriptors") or {} for p in chosen]
-    predicted = [p["predicted_descriptors"] or {} for p in chosen]
-    measured = [p.get("measured_descriptors") or {} for p in chosen]
-    closed = [f for f in fields if f not in ("emphasis", "description")]
-    key = f"{prefix}.sed.generated"
-    for name in closed:
+def _field_metrics(reference, predicted, fields, metrics, key):
+    for name in fields:
         scores = field_scores([r.get(name) for r in reference], [p.get(name) for p in predicted])
         if scores is not None:
             metrics[f"{key}.{name}"] = scores.accuracy
             metrics[f"{key}.{name}_balanced"] = scores.balanced_accuracy
             metrics[f"{key}.{name}_missing"] = scores.num_missing / scores.count
             metrics[f"{key}.{name}_count"] = scores.count
+
+
+def _descriptors(predictions, fields, language, java, metrics, prefix):
+    closed = [f for f in fields if f not in ("emphasis", "description")]
+    for condition in sorted({c for p in predictions for c in p.get("baseline_descriptors") or {}}):
+        chosen = [p for p in predictions if condition in (p.get("baseline_descriptors") or {})]
+        _field_metrics(
+            [p.get("descriptors") or {} for p in chosen],
+            [p["baseline_descriptors"][condition] or {} for p in chosen],
+            # A baseline that does not predict a field has no row for it, not a row of misses.
+            [f for f in closed if any(f in (p["baseline_descriptors"][condition] or {}) for p in chosen)],
+            metrics,
+            f"{prefix}.sed.{condition}",
+        )
+    chosen = [p for p in predictions if "predicted_descriptors" in p]
+    if not chosen:
+        return
+    reference = [p.get("descriptors") or {} for p in chosen]
+    predicted = [p["predicted_descriptors"] or {} for p in chosen]
+    measured = [p.get("measured_descriptors") or {} for p in chosen]
+    key = f"{prefix}.sed.generated"
+    _field_metrics(reference, predicted, closed, metrics, key)
     emphasis = emphasis_scores(
         [r.get("emphasis") for r in reference], [p.get("emphasis") for p in predicted], language
     )
@@ -445,7 +477,8 @@ def _descriptors(predictions, fields, language, java, metrics, prefix):
         name, _, way = shift.rpartition("_")
         if name not in FIELD_ORDERS or way not in ("up", "down"):
             raise ValueError(
-                f"shift {shift!r}: allowed are <field>_up and <field>_down with the field one of {list(FIELD_ORDERS)}"
+                f"shift {shift!r}: allowed are <field>_up and <field>_down with the field one of "
+                f"{list(FIELD_ORDERS)}"
             )
         pairs = [p for p in chosen if shift in (p.get("shifted_descriptors") or {})]
         response = shift_response(
@@ -486,8 +519,8 @@ def compute_results(
     closed_set : bool
         Whether all test sentences also occur in training: WER is then closed-set, and says so.
     temperature : float or dict, optional
-        Temperature fitted on validation data, one for all conditions or condition -> value. ``None``
-        takes the stored ``probabilities``, or 1 where there are none.
+        Temperature fitted on validation data, one for the system's conditions or condition -> value. A
+        condition without one (a baseline) has its stored ``probabilities``, or softmax(scores).
     random_split : bool
         Whether speakers are shared between training and test: a warning goes to the log and the result.
     split : str
@@ -513,11 +546,15 @@ def compute_results(
     Example
     -------
     >>> predictions = [
-    ...     {"id": "u1", "speaker": "s1", "emotion": "sad", "scores": {"speech": {"sad": -0.1, "happy": -3.0}},
-    ...      "transcript": "the cat sat", "hypothesis": "a cat sat", "descriptors": {"pitch": "low"},
+    ...     {"id": "u1", "speaker": "s1", "emotion": "sad",
+    ...      "scores": {"speech": {"sad": -0.1, "happy": -3.0}},
+    ...      "transcript": "the cat sat", "hypothesis": "a cat sat",
+    ...      "descriptors": {"pitch": "low"},
     ...      "predicted_descriptors": {"pitch": "low"}, "generated": "sad", "unparsable": False},
-    ...     {"id": "u2", "speaker": "s2", "emotion": "happy", "scores": {"speech": {"sad": -0.2, "happy": -1.0}},
-    ...      "transcript": "stop it", "hypothesis": "stop it", "descriptors": {"pitch": "high"},
+    ...     {"id": "u2", "speaker": "s2", "emotion": "happy",
+    ...      "scores": {"speech": {"sad": -0.2, "happy": -1.0}},
+    ...      "transcript": "stop it", "hypothesis": "stop it",
+    ...      "descriptors": {"pitch": "high"},
     ...      "predicted_descriptors": {"pitch": None}, "generated": None, "unparsable": True}]
     >>> results = compute_results(predictions, ["happy", "sad"], ["pitch"])
     >>> results["test.ser.speech.ua"], results["test.ser.generated.unparsable"]
@@ -626,7 +663,7 @@ def run_context(seed=None, hparams=None, split_hash=None, wall_time=None, audio_
         "split_hash": split_hash,
         "wall_time_seconds": wall_time,
         "audio_seconds": audio_seconds,
-        "audio_seconds_per_second": audio_seconds / wall_time if wall_time and audio_seconds is not None else None,
+        "audio_seconds_per_second": audio_seconds / wall_time if audio_seconds and wall_time else None,
         "peak_memory_bytes": _peak_memory(),
         **device,
         "python": platform.python_version(),
@@ -801,24 +838,22 @@ def pool_folds(folders, **options):
         if settings is None:
             settings = evaluation
         elif evaluation != settings:
-            differing = sorted(
-                k for k in {*evaluation, *settings} if evaluation.get(k) != settings.get(k)
-            )
+            differing = sorted(k for k in {*evaluation, *settings} if evaluation.get(k) != settings.get(k))
             raise ValueError(
-                f"{folder} was evaluated with other {differing} than {folders[0]}: pool folds of one experiment only"
+                f"{folder} was evaluated with other {differing} than {folders[0]}: pool one experiment's folds"
             )
         for prediction in read_predictions(folder):
             name = prediction["id"]
             if name in home:
                 raise ValueError(
-                    f"utterance {name!r} is predicted in {home[name]} and in {folder}: a fold's test part must "
-                    "not overlap another's"
+                    f"utterance {name!r} is predicted in {home[name]} and in {folder}: test parts must "
+                    "not overlap"
                 )
             home[name] = folder
             prediction.setdefault("fold", folder.name)
             probabilities = {}
             for condition in prediction.get("scores") or {}:
-                chosen = temperature.get(condition) if isinstance(temperature, dict) else temperature
+                chosen = _temperature(temperature, condition)
                 values = _probabilities(prediction, condition, settings["labels"], chosen)
                 probabilities[condition] = dict(zip(settings["labels"], values.tolist()))
             prediction["probabilities"] = probabilities
@@ -866,7 +901,7 @@ def pool_seeds(folders):
         raise ValueError(f"seeds are {seeds}: every run must have its own seed")
     hashes = {result.get("split_hash") for result in results}
     if len(hashes) > 1:
-        raise ValueError(f"split hashes differ ({sorted(map(str, hashes))}): pool runs on the same split only")
+        raise ValueError(f"split hashes differ ({sorted(map(str, hashes))}): pool runs on one split only")
     pooled = {}
     for key in results[0]["metrics"]:
         values = [result["metrics"].get(key) for result in results]
@@ -904,8 +939,11 @@ def result_rows(metrics, split="test"):
 
     Example
     -------
-    >>> result_rows({"test.ser.own_chain.ua": 0.7671, "test.asr.generated.wer": 0.02, "test.ser.probe.ua": 0.78})
-    [{'system': 'label|own_chain', 'UA': 0.7671, 'WER': 0.02}, {'system': 'linear probe (pooled frozen features)', 'UA': 0.78}]
+    >>> metrics = {"test.ser.own_chain.ua": 0.77, "test.asr.generated.wer": 0.02, "test.ser.probe.ua": 0.78}
+    >>> for row in result_rows(metrics):
+    ...     print(row)
+    {'system': 'label|own_chain', 'UA': 0.77, 'WER': 0.02}
+    {'system': 'linear probe (pooled frozen features)', 'UA': 0.78}
     """
     found = {}
     for key, value in metrics.items():
@@ -913,9 +951,10 @@ def result_rows(metrics, split="test"):
         if len(parts) == 4 and parts[0] == split:
             found.setdefault(parts[1], {}).setdefault(parts[2], {})[parts[3]] = value
     recognition = dict(found.get("ser", {}))
-    descriptors = {c: v for c, v in found.get("sed", {}).items() if c != "faithfulness" and c[:6] != "shift_"}
+    apart = ("faithfulness", "shift_")
+    descriptors = {c: v for c, v in found.get("sed", {}).items() if not c.startswith(apart)}
     transcripts = dict(found.get("asr", {}))
-    headline = next((c for c in ("own_chain", "speech", "gold_descriptors", "generated") if c in recognition), None)
+    headline = next((c for c in (*SYSTEM_CONDITIONS, "generated") if c in recognition), None)
     order = list(CONDITION_NAMES)
     conditions = {*recognition, *descriptors, *transcripts}
     if headline is not None and headline != "generated":

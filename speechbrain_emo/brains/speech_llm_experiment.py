@@ -17,6 +17,8 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from tqdm import tqdm
 
 from speechbrain_emo import results
+from speechbrain_emo.baselines import merge_predictions
+from speechbrain_emo.brains import reports
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
 from speechbrain_emo.brains.explainer import Explainer, as_result
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
@@ -256,21 +258,24 @@ class SpeechLLMExperiment:
             "temperature": temperature,
             "random_split": hparams.get("random_split", False),
         }
-        metrics = results.compute_results(lines, split="test", java=settings.get("java", False), **arguments)
-        metrics.update(prompt_spread(lines, labels))
+        changes = None
         if settings.get("chain_task") and settings.get("check_batch"):
-            changed, largest, count = self.prefix_changes(lines, "test", settings["check_batch"])
-            metrics["test.ser.own_chain.prefix_changes"] = changed
-            metrics["test.ser.own_chain.prefix_checked"] = count
-            metrics["test.ser.own_chain.score_change"] = largest
+            changes = self.prefix_changes(lines, "test", settings["check_batch"])
         self.temperature = temperature
         self.evaluation_arguments = arguments
+        metrics = {}
         if if_main_process():
+            lines = merge_predictions(lines, *reports.baselines(self))
             results.write_predictions(self.output_folder, lines)
             results.write_predictions(self.output_folder / "valid_predictions.jsonl", valid)
-            from speechbrain_emo.brains import reports
-
-            metrics.update(reports.baselines(self))
+            metrics = results.compute_results(lines, split="test", java=settings.get("java", False), **arguments)
+            metrics.update(prompt_spread(lines, labels))
+            if changes is not None:
+                names = ("prefix_changes", "score_change", "prefix_checked")
+                metrics.update({f"test.ser.own_chain.{n}": v for n, v in zip(names, changes)})
+            if hparams.get("oracle"):
+                oracle = json.loads(pathlib.Path(hparams["oracle"]).read_text(encoding="utf-8"))
+                metrics["test.ser.oracle.ua"] = oracle["ua"]
             metrics.update(reports.latents(self))
             self.write_results(metrics)
             reports.pictures(self, metrics)
@@ -309,31 +314,35 @@ class SpeechLLMExperiment:
         """Write the folder that inference loads."""
         from speechbrain_emo.inference.export import export_model
 
-        factories = {n: self.hparams[n] for n in ("encoder", "llm", "front_end")}
-        results_file = self.output_folder / "results.json"
-        facts = {
-            "experiment": self.hparams["experiment"],
-            "seed": self.hparams["seed"],
-            "license": self.hparams.get("license"),
-            "language": self.hparams.get("language", "en"),
-            "split_hash": split_hash(self.manifests),
-            "temperature": self.temperature,
-            "max_duration": self.hparams.get("max_duration"),
-            "metrics": json.loads(results_file.read_text())["metrics"],
-            "command": self.hparams.get("command"),
+        hparams = self.hparams
+        metrics = json.loads((self.output_folder / "results.json").read_text(encoding="utf-8"))["metrics"]
+        condition = "own_chain" if hparams["evaluation"].get("chain_task") else "speech"
+        thresholds = hparams.get("thresholds")
+        settings = {
+            **explain_settings(hparams["evaluation"]),
+            "temperature": self.temperature[condition],
+            "max_duration": hparams.get("max_duration"),
+            "max_positions": hparams.get("max_positions"),
+            "language": hparams.get("language", "en"),
+            "thresholds": json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8")) if thresholds else None,
         }
-        if self.hparams.get("thresholds"):
-            facts["thresholds"] = json.loads(pathlib.Path(self.hparams["thresholds"]).read_text())
+        # With a cache the encoder takes no part in training; inference needs it.
+        self.model.encoder = self.encoder
         export_model(
             self.output_folder / "model",
             self.model,
-            self.encoder,
-            factories,
-            self.front_end_arguments,
+            {n: hparams[n] for n in ("encoder", "llm", "front_end")},
             self.format,
             self.tasks,
-            explain_settings(self.hparams["evaluation"]),
-            facts,
+            settings,
+            {
+                "name": hparams["experiment"],
+                "seed": hparams["seed"],
+                "license": hparams.get("license"),
+                "split_hash": split_hash(self.manifests),
+                "metrics": metrics,
+                "command": hparams.get("command"),
+            },
         )
 
 

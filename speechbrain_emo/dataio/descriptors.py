@@ -507,9 +507,11 @@ def _read_cache(path):
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-            known[entry.pop("key")] = Measurement(**entry)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except json.JSONDecodeError:  # a line that a kill has cut
             damaged += 1
+            continue
+        key = entry.pop("key")
+        known[key] = Measurement(**entry)
     if damaged:
         logger.warning("%s: %d damaged lines of an interrupted run are measured again", path, damaged)
     return known

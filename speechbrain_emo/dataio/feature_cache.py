@@ -477,10 +477,10 @@ class FeatureCache:
             done = self._encode(wanted, encoder, load, device, max_batch_seconds, progress, failures)
         if failures:
             listed = "\n".join(f"  {wav}: {error}" for wav, error in failures[:20])
+            listed += "\n  ..." if len(failures) > 20 else ""
             raise CacheFillError(
                 f"FeatureCache: {len(failures)} audios could not be read ({done} others were cached); mend"
-                f" them or take them out of the manifest:\n{listed}" + ("\n  ..." if len(failures) > 20 else"
-                " "")
+                f" them or take them out of the manifest:\n{listed}"
             )
         return done
 
@@ -531,8 +531,7 @@ class FeatureCache:
                 for key, audio in batch:
                     try:
                         loaded.append((key, torch.as_tensor(load(audio), dtype=torch.float32)))
-                    except Exception as error:  # whatever a reader raises on a bad file: listed at the end of
-                    fill
+                    except Exception as error:  # whatever a reader raises: listed at the end of fill
                         failures.append((audio["wav"], error))
                 if loaded:
                     for (key, _), value in zip(loaded, self._features(encoder, loaded, device), strict=True):
@@ -577,7 +576,7 @@ class _FolderLock:
         self.path = path
 
     def __enter__(self):
-        self.stream = open(self.path, "a")  # noqa: SIM115 - closed in __exit__
+        self.stream = open(self.path, "a")
         try:
             fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

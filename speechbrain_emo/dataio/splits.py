@@ -117,7 +117,7 @@ def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed
     """Test on sentences that no training speaker says, by a speaker who does not train.
 
     Leaving out one speaker AND one sentence at a time would need speakers x sentences trainings (100 for EmoDB),
-    so sentences are drawn into ``num_groups`` groups. Fold ``speaker/g`` tests on the speaker's utterances of
+    so sentences are drawn into ``num_groups`` groups. Fold ``speaker-g`` tests on the speaker's utterances of
     group g; it trains and validates on other speakers' utterances of the other groups. Over all folds
     each utterance is tested exactly once. The groups depend on (sentences, num_groups) only, never on the seed
     of a training, so that runs with different seeds can be compared.
@@ -127,7 +127,7 @@ def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed
     records : dict
         id -> record with ``speaker``, ``gender`` and ``sentence``.
     fold : str
-        ``speaker/group``, group from 0: see :func:`speaker_and_sentence_folds`.
+        ``speaker-group``, group from 0: see :func:`speaker_and_sentence_folds`.
     num_valid_speakers : int
         Speakers taken from the others for validation.
     seed : int
@@ -142,7 +142,7 @@ def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed
     Example
     -------
     >>> records = {s + t: {"speaker": s, "sentence": t, "gender": None} for s in "abc" for t in "12"}
-    >>> split = leave_one_speaker_and_sentence_out(records, "a/0", num_valid_speakers=1)
+    >>> split = leave_one_speaker_and_sentence_out(records, "a-0", num_valid_speakers=1)
     >>> len(split.train), len(split.valid), len(split.test)
     (1, 1, 1)
     >>> {i[1] for i in split.train + split.valid} & {i[1] for i in split.test}
@@ -152,7 +152,7 @@ def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed
     folds = speaker_and_sentence_folds(records, num_groups)
     if fold not in folds:
         raise ValueError(f"fold {fold!r} is not one of {', '.join(folds)}")
-    speaker, _, group = fold.rpartition("/")
+    speaker, _, group = fold.rpartition("-")
     held_out = set(groups[int(group)])
     by_speaker = leave_one_speaker_out(records, speaker, num_valid_speakers, seed)
     test = tuple(i for i in by_speaker.test if records[i]["sentence"] in held_out)
@@ -178,9 +178,9 @@ def speaker_and_sentence_folds(records, num_groups=2):
     Example
     -------
     >>> speaker_and_sentence_folds({"x": {"speaker": "03"}})
-    ['03/0', '03/1']
+    ['03-0', '03-1']
     """
-    return [f"{s}/{g}" for s in sorted({r["speaker"] for r in records.values()}) for g in range(num_groups)]
+    return [f"{s}-{g}" for s in sorted({r["speaker"] for r in records.values()}) for g in range(num_groups)]
 
 
 def sentence_groups(sentences, num_groups=2):

@@ -1,10 +1,10 @@
-"""Parts of the variational information bottleneck: layer mixing, Gaussian latents, masked KL, stacking, adapter.
+"""Parts of the information bottleneck: layer mixing, Gaussian latents, masked KL, stacking, adapter.
 
 Axes: N audios, T encoder frames, L encoder layers, D feature size, Z latent size, S slot positions.
 
-The system is VIB-SER (arXiv 2505.23236, section 2); the bottleneck is that of Alemi et al. 2017, "Deep Variational
-Information Bottleneck", https://arxiv.org/abs/1612.00410. The authors of VIB-SER released no code: sizes that the
-paper leaves open are arguments here.
+The system is VIB-SER (arXiv 2505.23236, section 2); the bottleneck is that of Alemi et al. 2017, "Deep
+Variational Information Bottleneck", https://arxiv.org/abs/1612.00410. The authors of VIB-SER released no
+code: sizes that the paper leaves open are arguments here.
 """
 
 import hashlib
@@ -46,16 +46,16 @@ def frame_mask(num_frames, max_frames):
 class LayerMix(nn.Module):
     """Softmax-weighted sum over the hidden states of an encoder.
 
-    The weighting of VIB-SER (arXiv 2505.23236, section 2), as in ELMo and SUPERB (arXiv 2105.01051, section 3). All
-    layers start with equal weight.
+    The weighting of VIB-SER (arXiv 2505.23236, section 2), as in ELMo and SUPERB (arXiv 2105.01051, section
+    3). All layers start with equal weight.
 
     Arguments
     ---------
     num_layers : int
         Number of hidden states L. With 1 the sum is the identity.
     normalize_layers : bool
-        Whether each layer is brought to zero mean and unit variance over D first (no parameters), so that a layer of
-        large norm does not dominate the equal start. Not in the paper.
+        Whether each layer is brought to zero mean and unit variance over D first (no parameters), so that a
+        layer of large norm does not dominate the equal start. Not in the paper.
 
     Raises
     ------
@@ -104,8 +104,9 @@ class LayerMix(nn.Module):
         """
         if features.dim() != 4 or features.shape[2] != self.num_layers:
             raise ValueError(
-                f"LayerMix: features of shape {tuple(features.shape)} given, but (N, T, {self.num_layers}, D) expected;"
-                " num_layers of the front end must be the number of layers that the encoder (or the cache) returns"
+                f"LayerMix: features of shape {tuple(features.shape)} given, but (N, T, {self.num_layers}, D)"
+                " expected; num_layers of the front end must be the number of layers that the encoder (or the"
+                " cache) returns"
             )
         if self.normalize_layers:
             features = nn.functional.layer_norm(features, features.shape[-1:])
@@ -136,7 +137,8 @@ class KLTerm:
 def kl_to_standard_normal(mu, log_var, mask):
     """KL divergence from N(mu, sigma^2) to N(0, I), summed over latent dimensions and valid frames.
 
-    Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendix B: 1/2 sum(mu^2 + sigma^2 - 1 - log sigma^2).
+    Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendix B: 1/2 sum(mu^2 + sigma^2 - 1 - log
+    sigma^2).
 
     Arguments
     ---------
@@ -157,7 +159,8 @@ def kl_to_standard_normal(mu, log_var, mask):
     >>> kl_to_standard_normal(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.tensor([[True, False]]))
     KLTerm(sum=tensor(1.5000), count=tensor(1))
     """
-    # A masked product would let NaN at padding through, in the value as in the gradient: select before computing.
+    # A masked product would let NaN at padding through, in the value as in the gradient: select before
+    # computing.
     mu = torch.where(mask[..., None], mu.float(), 0.0)
     log_var = torch.where(mask[..., None], log_var.float(), 0.0)
     per_frame = 0.5 * (mu.square() + log_var.exp() - 1.0 - log_var).sum(dim=-1)
@@ -183,8 +186,8 @@ def derive_seed(seed, name):
 
     Example
     -------
-    >>> derive_seed(3, "content") == derive_seed(3, "content"), derive_seed(3, "content") == derive_seed(3, "descriptor")
-    (True, False)
+    >>> derive_seed(3, "content") == derive_seed(3, "content"), derive_seed(3, "content") == derive_seed(3,
+    "descriptor") (True, False)
     """
     digest = hashlib.blake2b(f"{int(seed)}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -193,8 +196,8 @@ def derive_seed(seed, name):
 def keyed_noise(seeds, num_frames, max_frames, latent_size):
     """Standard normal noise that depends on the seed and length of each audio only.
 
-    Exactly ``num_frames[n] * latent_size`` values are drawn for audio n from a CPU generator of its own, so that the
-    batch it is in, its padding, its rank and the device make no difference.
+    Exactly ``num_frames[n] * latent_size`` values are drawn for audio n from a CPU generator of its own, so
+    that the batch it is in, its padding, its rank and the device make no difference.
 
     Arguments
     ---------
@@ -249,9 +252,9 @@ class GaussianBottleneck(nn.Module):
     """Two-layer perceptron from a frame to a diagonal Gaussian and, in training mode, a sample of it.
 
     VIB-SER (arXiv 2505.23236, section 2): (mu, log sigma^2) = MLP(x); z = mu + sigma * eps in training, z = mu at
-    inference. The hidden activation is ReLU. ``log_var`` is limited to ``log_var_range`` in the forward pass, while
-    the gradient passes as if it were not: the KL term then always pulls a value that left the range back into it,
-    where a plain clamp would leave it there for good.
+    inference. The hidden activation is ReLU. ``log_var`` is limited to ``log_var_range`` in the forward pass,
+    while the gradient passes as if it were not: the KL term then always pulls a value that left the range
+    back into it, where a plain clamp would leave it there for good.
 
     Arguments
     ---------
@@ -264,7 +267,8 @@ class GaussianBottleneck(nn.Module):
     variational : bool
         False gives the ablation without a bottleneck: the same perceptron with ``mu`` as its only output.
     initial_log_var : float
-        Bias of ``log_var`` at the start. Open in the paper. Around 0 the noise has the size of the signal at the first step.
+        Bias of ``log_var`` at the start. Open in the paper. Around 0 the noise has the size of the signal at
+        the first step.
     log_var_range : tuple of float
         Lowest and highest ``log_var``; the default (-10, 10) bounds sigma to (0.0067, 148).
 
@@ -286,14 +290,15 @@ class GaussianBottleneck(nn.Module):
         log_var_range=LOG_VAR_RANGE,
     ):
         super().__init__()
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size), ("latent_size", latent_size)):
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "latent_size": latent_size}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"GaussianBottleneck: {name} is {value}; it must be at least 1")
         low, high = log_var_range
         if not low < high or not low <= initial_log_var <= high:
             raise ValueError(
-                f"GaussianBottleneck: log_var_range is {tuple(log_var_range)} and initial_log_var {initial_log_var};"
-                " the range must rise and hold the initial value"
+                f"GaussianBottleneck: log_var_range is {tuple(log_var_range)} and initial_log_var"
+                f" {initial_log_var}; the range must rise and hold the initial value"
             )
         self.latent_size = latent_size
         self.variational = variational
@@ -342,8 +347,8 @@ class GaussianBottleneck(nn.Module):
             return Latents(z=mu, mu=mu, log_var=log_var)
         if noise is None:
             raise ValueError(
-                "GaussianBottleneck: in training mode but no noise was given; pass keyed_noise(...) (noise_seeds of the"
-                " front end) or call .eval() to use z = mu"
+                "GaussianBottleneck: in training mode but no noise was given; pass keyed_noise(...)"
+                " (noise_seeds of the front end) or call .eval() to use z = mu"
             )
         return Latents(z=mu + torch.exp(0.5 * log_var) * noise.to(mu), mu=mu, log_var=log_var)
 
@@ -351,9 +356,9 @@ class GaussianBottleneck(nn.Module):
 class FrameStacker(nn.Module):
     """Concatenate every k neighbouring frames into one position.
 
-    VIB-SER stacks frames before its adapter; k is open in the paper, 5 turns 50 Hz into 10 Hz (as in arXiv 2508.08095).
-    ``num_frames`` frames give ceil(num_frames / k) positions, so one frame gives one position. The remainder of the
-    last stack is filled; frames beyond the valid ones are never read.
+    VIB-SER stacks frames before its adapter; k is open in the paper, 5 turns 50 Hz into 10 Hz (as in arXiv
+    2508.08095). ``num_frames`` frames give ceil(num_frames / k) positions, so one frame gives one position.
+    The remainder of the last stack is filled; frames beyond the valid ones are never read.
 
     Arguments
     ---------
@@ -408,8 +413,8 @@ class FrameStacker(nn.Module):
         Returns
         -------
         tuple of torch.Tensor
-            Stacks, shape (N, S, k * D) with S = ceil(T / k), 0 beyond the valid positions, and the number of valid
-            positions, int64, shape (N,).
+            Stacks, shape (N, S, k * D) with S = ceil(T / k), 0 beyond the valid positions, and the number of
+            valid positions, int64, shape (N,).
         """
         num_audios, max_frames, size = frames.shape
         positions = self.num_positions(max_frames)
@@ -423,12 +428,12 @@ class FrameStacker(nn.Module):
             mask = frame_mask(lengths * self.stack, length)
         else:
             mask = frame_mask(num_frames, length)
-        frames = torch.where(mask[..., None], frames, torch.zeros((), dtype=frames.dtype, device=frames.device))
+        frames = frames.masked_fill(~mask[..., None], 0.0)
         return frames.reshape(num_audios, positions, self.stack * size), lengths
 
 
 class SlotAdapter(nn.Module):
-    """Perceptron with one ReLU layer from stacked frames to pseudo-embeddings in the input space of a language model.
+    """Perceptron with one ReLU layer from stacked frames to pseudo-embeddings of a language model.
 
     The adapter of VIB-SER (arXiv 2505.23236, section 2) and of arXiv 2508.08095, section 2.2.
 
@@ -441,10 +446,11 @@ class SlotAdapter(nn.Module):
     output_size : int
         Embedding size of the language model.
     output_scale : float
-        Root mean square that an entry of the output has at the start when the input has unit root mean square: set it
-        to that of the language model's embedding matrix (0.02 is the initial value of Llama and Qwen), so that
-        pseudo-embeddings start at the norm of token embeddings. It only scales the initial weights of the last layer;
-        no normalisation layer is added, and the scale is free to change in training.
+        Root mean square that an entry of the output has at the start when the input has unit root mean
+        square: set it to that of the language model's embedding matrix (0.02 is the initial value of Llama
+        and Qwen), so that pseudo-embeddings start at the norm of token embeddings. It only scales the initial
+        weights of the last layer; no normalisation layer is added, and the scale is free to change in
+        training.
 
     Example
     -------
@@ -483,8 +489,9 @@ class SlotAdapter(nn.Module):
 class ActiveUnits:
     """Running count of latent dimensions that carry information about the data.
 
-    Burda et al. 2016, "Importance Weighted Autoencoders", https://arxiv.org/abs/1509.00519, section 5.2: dimension u
-    is active where the variance over the data of its posterior mean exceeds 0.01. Moments are kept in float64.
+    Burda et al. 2016, "Importance Weighted Autoencoders", https://arxiv.org/abs/1509.00519, section 5.2:
+    dimension u is active where the variance over the data of its posterior mean exceeds 0.01. Moments are
+    kept in float64.
 
     Arguments
     ---------
@@ -597,7 +604,11 @@ def check_seeds(noise_seeds, num_audios):
     >>> check_seeds(torch.tensor([3, 4]), 2)
     [3, 4]
     """
-    seeds: Sequence[int] = noise_seeds.tolist() if isinstance(noise_seeds, torch.Tensor) else list(noise_seeds)
+    seeds: Sequence[int] = (
+        noise_seeds.tolist() if isinstance(noise_seeds, torch.Tensor) else list(noise_seeds)
+    )
     if len(seeds) != num_audios:
-        raise ValueError(f"noise_seeds: {len(seeds)} seeds for {num_audios} audios; give exactly one int an audio")
+        raise ValueError(
+            f"noise_seeds: {len(seeds)} seeds for {num_audios} audios; give exactly one int an audio"
+        )
     return [int(seed) for seed in seeds]

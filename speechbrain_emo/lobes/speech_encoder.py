@@ -1,9 +1,10 @@
-"""Frozen self-supervised speech encoders: every hidden state of HuBERT, wav2vec 2.0 or WavLM, on valid frames.
+"""Frozen self-supervised speech encoders: all hidden states of HuBERT, wav2vec 2.0 or WavLM, on valid frames.
 
 Axes: N audios, T encoder frames, L encoder layers, D feature size.
 
 An encoder family is a small class that knows how waveforms enter the model and how many frames come out
-(``WaveformInput`` here); a family with another input, such as log-mel windows, is one more class in ``FAMILIES``.
+(``WaveformInput`` here); a family with another input, such as log-mel windows, is one more class in
+``FAMILIES``.
 """
 
 import hashlib
@@ -21,7 +22,14 @@ from transformers.utils import cached_file
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SAMPLE_RATE = 16000
 # Keys of a saved config that change without a change of the model.
-VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_commit_hash")
+VOLATILE_CONFIG_KEYS = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "_commit_hash",
+)
 # A later mismatch of these shows only as a shape error deep in the front end.
 CHECKED_CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers")
 
@@ -45,9 +53,9 @@ class EncoderOutput:
 class WaveformInput:
     """How waveforms enter models with a convolutional feature extractor (HuBERT, wav2vec 2.0, WavLM).
 
-    The convolutions have no padding, so that frame t reads samples [t * hop, t * hop + receptive_field) only, and a
-    frame that fits into the valid samples never sees padding. Audio shorter than the receptive field (400 samples for
-    the published sizes) is extended with zeros to it and gives one frame.
+    The convolutions have no padding, so that frame t reads samples [t * hop, t * hop + receptive_field) only,
+    and a frame that fits into the valid samples never sees padding. Audio shorter than the receptive field
+    (400 samples for the published sizes) is extended with zeros to it and gives one frame.
 
     Arguments
     ---------
@@ -67,7 +75,8 @@ class WaveformInput:
         self.kernels = tuple(config.conv_kernel)
         self.strides = tuple(config.conv_stride)
         self.normalize = normalize
-        # The group norm of the first convolution averages over time, padding included: batches would change results.
+        # The group norm of the first convolution averages over time, padding included: batches would change
+        # results.
         self.one_by_one = config.feat_extract_norm == "group"
         self.hop = math.prod(self.strides)
         field = 1
@@ -151,11 +160,12 @@ class SpeechEncoder(nn.Module):
     """Frozen speech encoder that returns the hidden states of chosen layers.
 
     VIB-SER (arXiv 2505.23236, section 2) reads all 25 hidden states of HuBERT-large: the input of the first
-    transformer layer and the output of each layer, as ``transformers`` numbers them (the last one after the final
-    layer norm in models with ``do_stable_layer_norm``). The model is always in eval mode, also after ``train()`` on
-    it or on a module that holds it, and runs without gradients and outside autocast: SpecAugment, layer drop and
-    dropout never act. Features at valid frames do not depend on the padding: models with layer-norm convolutions
-    take a batch with a mask, models with group-norm convolutions (the base sizes) run each audio by itself.
+    transformer layer and the output of each layer, as ``transformers`` numbers them (the last one after the
+    final layer norm in models with ``do_stable_layer_norm``). The model is always in eval mode, also after
+    ``train()`` on it or on a module that holds it, and runs without gradients and outside autocast:
+    SpecAugment, layer drop and dropout never act. Features at valid frames do not depend on the padding:
+    models with layer-norm convolutions take a batch with a mask, models with group-norm convolutions (the
+    base sizes) run each audio by itself.
 
     Arguments
     ---------
@@ -167,14 +177,14 @@ class SpeechEncoder(nn.Module):
     dtype : str
         "float32", "float16" or "bfloat16": type of the weights and of the features.
     layers : str or Sequence of int
-        "all", or indices of the hidden states in [0, num_hidden_layers], kept in the order given; negative ones count
-        from the end.
+        "all", or indices of the hidden states in [0, num_hidden_layers], kept in the order given; negative
+        ones count from the end.
     architecture : dict, optional
-        The transformers config, with ``model_type``: what ``build_meta`` uses. With a ``source`` it is checked against
-        the loaded config (model_type, hidden_size, num_hidden_layers).
+        The transformers config, with ``model_type``: what ``build_meta`` uses. With a ``source`` it is
+        checked against the loaded config (model_type, hidden_size, num_hidden_layers).
     normalize : bool, optional
-        Zero mean and unit variance of each audio over its valid samples. None follows ``do_normalize`` of the model's
-        ``preprocessor_config.json`` (True, transformers' own default, where there is no such file).
+        Zero mean and unit variance of each audio over its valid samples. None follows ``do_normalize`` of the
+        model's ``preprocessor_config.json`` (True, transformers' own default, where there is no such file).
 
     Raises
     ------
@@ -249,13 +259,15 @@ class SpeechEncoder(nn.Module):
     def _config_of(architecture):
         if not architecture or "model_type" not in architecture:
             raise ValueError(
-                f"SpeechEncoder: architecture is {architecture!r}; without a source it must be a mapping of the"
-                " transformers config with its model_type, such as {'model_type': 'hubert', 'hidden_size': 1024}"
+                f"SpeechEncoder: architecture is {architecture!r}; without a source it must be a mapping of"
+                " the transformers config with its model_type, such as"
+                " {'model_type': 'hubert', 'hidden_size': 1024}"
             )
         values = {k: v for k, v in dict(architecture).items() if k != "model_type"}
         if architecture["model_type"] not in FAMILIES:
             raise ValueError(
-                f"SpeechEncoder: model_type is {architecture['model_type']!r}; supported are {sorted(FAMILIES)}"
+                f"SpeechEncoder: model_type is {architecture['model_type']!r}; supported are"
+                f" {sorted(FAMILIES)}"
             )
         return AutoConfig.for_model(architecture["model_type"], **values)
 
@@ -266,8 +278,9 @@ class SpeechEncoder(nn.Module):
             source = str(Path(source).expanduser())
             if not Path(source).is_dir():
                 raise FileNotFoundError(
-                    f"SpeechEncoder: the local folder {self.source!r} does not exist; give a folder with config.json"
-                    " and model.safetensors (as save_pretrained writes it) or a name of the Hugging Face hub"
+                    f"SpeechEncoder: the local folder {self.source!r} does not exist; give a folder with"
+                    " config.json and model.safetensors (as save_pretrained writes it) or a name of the"
+                    " Hugging Face hub"
                 )
             self._folder = Path(source)
         # Asked for explicitly, so that a plain folder or an offline cache is never looked up on the hub.
@@ -276,25 +289,30 @@ class SpeechEncoder(nn.Module):
             config = AutoConfig.from_pretrained(source, **options)
             if config.model_type not in FAMILIES:
                 raise ValueError(
-                    f"SpeechEncoder: {self.source!r} is a {config.model_type!r} model; supported are {sorted(FAMILIES)}"
+                    f"SpeechEncoder: {self.source!r} is a {config.model_type!r} model; supported are"
+                    f" {sorted(FAMILIES)}"
                 )
-            model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+            model, report = AutoModel.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **options
+            )
             settings = _preprocessor_settings(source, None if local else revision)
         except (OSError, SafetensorError) as error:
             advice = (
                 "check that it holds config.json and model.safetensors as save_pretrained writes them"
                 if local
-                else "check the name, the revision and the network (gated models need `hf auth login`), or download it"
-                " elsewhere and give its local folder as source"
+                else "check the name, the revision and the network (gated models need `hf auth login`), or"
+                " download it elsewhere and give its local folder as source"
             )
-            raise OSError(f"SpeechEncoder: cannot load {self.source!r} (revision {revision}): {advice}. {error}") from error
-        # transformers only warns and leaves such weights random; the mask embedding is never used in eval mode.
+            raise OSError(
+                f"SpeechEncoder: cannot load {self.source!r} (revision {revision}): {advice}. {error}"
+            ) from error
+        # transformers only warns and leaves such weights random; eval mode never uses the mask embedding.
         missing = sorted(key for key in report["missing_keys"] if not key.endswith("masked_spec_embed"))
         if missing or report["mismatched_keys"]:
             raise OSError(
-                f"SpeechEncoder: the weights of {self.source!r} lack {len(missing)} parameters of a {config.model_type}"
-                f" model ({missing[:3]} ...) and {len(report['mismatched_keys'])} have another shape; give a complete"
-                " checkpoint of this architecture"
+                f"SpeechEncoder: the weights of {self.source!r} lack {len(missing)} parameters of a"
+                f" {config.model_type} model ({missing[:3]} ...) and {len(report['mismatched_keys'])} have"
+                " another shape; give a complete checkpoint of this architecture"
             )
         return model, settings
 
@@ -310,11 +328,13 @@ class SpeechEncoder(nn.Module):
     def _setup(self, model, config, layers, settings, normalize):
         if getattr(config, "add_adapter", False):
             raise ValueError(
-                f"SpeechEncoder: {self.source!r} has add_adapter set, which changes the frame rate of its last output;"
-                " use a checkpoint without the convolutional adapter"
+                f"SpeechEncoder: {self.source!r} has add_adapter set, which changes the frame rate of its"
+                " last output; use a checkpoint without the convolutional adapter"
             )
         if settings.get("sampling_rate", SAMPLE_RATE) <= 0:
-            raise ValueError(f"SpeechEncoder: {self.source!r} states a sampling_rate of {settings['sampling_rate']}")
+            raise ValueError(
+                f"SpeechEncoder: {self.source!r} states a sampling_rate of {settings['sampling_rate']}"
+            )
         count = config.num_hidden_layers + 1
         if isinstance(layers, str):
             if layers != "all":
@@ -325,8 +345,8 @@ class SpeechEncoder(nn.Module):
         bad = [layer for layer in selected if not -count <= layer < count]
         if bad or not selected:
             raise ValueError(
-                f"SpeechEncoder: layers {list(layers)} hold {bad or 'nothing'}; {self.source or 'the model'} has hidden"
-                f" states 0 (input of the first layer) to {count - 1}"
+                f"SpeechEncoder: layers {list(layers)} hold {bad or 'nothing'}; {self.source or 'the model'}"
+                f" has hidden states 0 (input of the first layer) to {count - 1}"
             )
         self.layers = tuple(layer % count for layer in selected)
         self.model = model.requires_grad_(False)
@@ -365,7 +385,8 @@ class SpeechEncoder(nn.Module):
         digest = _config_digest(self.model.config)
         files = []
         if self._folder is not None:
-            files = sorted(self._folder.glob("*.safetensors")) or sorted(self._folder.glob("pytorch_model*.bin"))
+            files = sorted(self._folder.glob("*.safetensors"))
+            files = files or sorted(self._folder.glob("pytorch_model*.bin"))
         for path in files:
             with open(path, "rb") as stream:
                 while block := stream.read(1 << 20):
@@ -373,14 +394,17 @@ class SpeechEncoder(nn.Module):
         if not files:
             for name, tensor in sorted(self.model.state_dict().items()):
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+                digest.update(values.numpy().tobytes())
+
         return digest.hexdigest()
 
     @property
     def fingerprint(self):
-        """What the features are a function of, str: weights and config, dtype, layers, sample rate, normalisation."""
+        """What features are a function of, str: weights, config, dtype, layers, sample rate, normalisation."""
         layers = ",".join(map(str, self.layers))
-        return f"{self.identity}|{self.dtype_name}|layers={layers}|rate={self.sample_rate}|normalize={self.normalize}"
+        parts = (f"layers={layers}", f"rate={self.sample_rate}", f"normalize={self.normalize}")
+        return "|".join((self.identity, self.dtype_name, *parts))
 
     def train(self, mode=True):
         """Stay in eval mode whatever ``mode`` says: Brain calls ``train()`` at every epoch."""
@@ -423,12 +447,15 @@ class SpeechEncoder(nn.Module):
             If an audio has no sample or more samples than the batch.
         """
         lengths = num_samples.tolist()
-        if waveforms.dim() != 2 or len(lengths) != len(waveforms) or any(
-            not 1 <= n <= waveforms.shape[1] for n in lengths
+        if (
+            waveforms.dim() != 2
+            or len(lengths) != len(waveforms)
+            or any(not 1 <= n <= waveforms.shape[1] for n in lengths)
         ):
             raise ValueError(
-                f"SpeechEncoder: num_samples is {lengths} for waveforms of shape {tuple(waveforms.shape)}; every audio"
-                " needs between 1 and the padded number of samples (an empty file must be dropped before)"
+                f"SpeechEncoder: num_samples is {lengths} for waveforms of shape {tuple(waveforms.shape)};"
+                " every audio needs between 1 and the padded number of samples (an empty file must be dropped"
+                " before)"
             )
         frames = [self.num_frames(n) for n in lengths]
         num_frames = torch.tensor(frames, dtype=torch.int64, device=waveforms.device)
@@ -445,10 +472,10 @@ class SpeechEncoder(nn.Module):
             longest = max(lengths)
             features = self._hidden_states(waveforms[:, :longest], num_samples)
         mask = torch.arange(features.shape[1], device=features.device)[None, :] < num_frames[:, None]
-        return EncoderOutput(features=features.masked_fill(~mask[:, :, None, None], 0.0), num_frames=num_frames)
+        features = features.masked_fill(~mask[:, :, None, None], 0.0)
+        return EncoderOutput(features=features, num_frames=num_frames)
 
     def _hidden_states(self, waveforms, num_samples):
         inputs = self.family.model_inputs(waveforms, num_samples.to(waveforms.device), self.dtype)
         states = self.model(**inputs, output_hidden_states=True, return_dict=True).hidden_states
         return torch.stack([states[layer] for layer in self.layers], dim=2)
-

@@ -83,6 +83,16 @@ PUBLISHED_ARCHITECTURES = {
 
 # A decoder layer that applies dropout of its own would draw another mask when it is recomputed in eval mode.
 _LAYER_DROPOUTS = ("hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "residual_dropout", "dropout")
+# Settings of an adapter that its weights' shapes do not show, but that change what they compute.
+_ADAPTER_SETTINGS = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+)
 # Models that change the logits after the output layer; the answer-only loss would skip that.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -169,11 +179,11 @@ def _load_base(source, revision, dtype, quantization, attn_implementation):
         keywords["device_map"] = {"": torch.cuda.current_device()}
     try:
         return AutoModelForCausalLM.from_pretrained(source, **keywords)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OSError(
-            f"language model source={source!r} (revision={revision!r}) could not be loaded: {error}. Give the "
-            "name of a model on the hub that this machine can reach, or a local folder with config.json and "
-            "model.safetensors"
+            f"language model source={str(source)!r} (revision={revision!r}) could not be loaded: {error} "
+            "Give the name of a model on the hub that this machine can reach, or a local folder with "
+            "config.json and model.safetensors"
         ) from error
 
 
@@ -183,7 +193,7 @@ class SpeechLLM(nn.Module):
 
     Implements the language-model side of VIB-SER (arXiv 2505.23236): pseudo-embeddings in the input space of
     a frozen LLM with low-rank adapters (Hu et al. 2021, arXiv 2106.09685). Nothing trains until the caller
-    says so through :meth:`trainable_groups`: parameters are created with ``requires_grad=False``, in eval mode.
+    says so through :meth:`trainable_groups`: all parameters start with ``requires_grad=False``, in eval mode.
 
     As a SpeechBrain recoverable it writes a folder with the trainable weights only: the adapter in peft's
     own layout, and ``model.safetensors`` when the base has trained.
@@ -191,12 +201,12 @@ class SpeechLLM(nn.Module):
     Arguments
     ---------
     source : str or path, optional
-        Name on the hub or a local folder. None builds ``architecture`` with random weights, without tokenizer.
+        Name on the hub or a local folder. None builds ``architecture`` with random weights and no tokenizer.
     revision : str, optional
         Revision on the hub.
     lora : mapping, optional
-        Keywords of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``, ``target_modules``, ...), over
-        the defaults 16, 32, 0.05, q/k/v/o. None for no adapter. Its weights are float32 in any ``dtype``.
+        Keywords of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``, ``target_modules``, ...),
+        over the defaults 16, 32, 0.05, q/k/v/o. None for no adapter. Its weights are float32 always.
     dtype : str
         ``float32``, ``bfloat16`` or ``float16``: of the base weights. A base that trains must be float32.
     gradient_checkpointing : bool
@@ -209,7 +219,7 @@ class SpeechLLM(nn.Module):
     attn_implementation : str
         As in transformers: ``sdpa``, ``eager``, ``flash_attention_2``.
     logit_chunk : int
-        Most positions whose logits are held at one time. A loss over more recomputes them in the backward pass.
+        Most positions whose logits are held at one time; a loss over more recomputes them when it goes back.
 
     Raises
     ------
@@ -275,9 +285,9 @@ class SpeechLLM(nn.Module):
         for name in _LOGIT_CHANGES:
             if getattr(base.config, name, None) not in (None, 1, 1.0):
                 raise ValueError(
-                    f"model {source!r} has {name}={getattr(base.config, name)}: its logits are changed after the "
-                    "output layer, which the answer-only loss does not do; use a Llama, Qwen2, Mistral or "
-                    "similar model"
+                    f"model {source!r} has {name}={getattr(base.config, name)}: its logits are changed after "
+                    "the output layer, which the answer-only loss does not do; use a model like Llama, Qwen2 or "
+                    "Mistral"
                 )
         self.tokenizer = None
         if source is not None and (not on_meta or os.path.isdir(source)):
@@ -304,15 +314,16 @@ class SpeechLLM(nn.Module):
 
     def _enable_checkpointing(self):
         for name in _LAYER_DROPOUTS:
-            if getattr(self.causal_lm.config, name, 0.0):
+            value = getattr(self.causal_lm.config, name, 0.0)
+            if value:
                 raise ValueError(
-                    f"gradient_checkpointing with {name}={getattr(self.causal_lm.config, name)}: a frozen model is "
-                    "in eval mode and its layers cannot be recomputed with dropout; set it to 0"
+                    f"gradient_checkpointing with {name}={value}: a frozen model is in eval mode and "
+                    "its layers cannot be recomputed with dropout; set it to 0"
                 )
         if not self._checkpointed_layers:
             raise ValueError(
-                f"gradient_checkpointing: {type(self.causal_lm).__name__} has no layers that support it; set it "
-                "to False"
+                f"gradient_checkpointing: {type(self.causal_lm).__name__} has no layers that support it; "
+                "set it to False"
             )
         for layer in self._checkpointed_layers:
             # Not reentrant: a frozen front end gives embeddings without a gradient, which the reentrant kind
@@ -562,8 +573,8 @@ class SpeechLLM(nn.Module):
         self._base_changed = True
         if weight.dtype is not torch.float32:
             raise ValueError(
-                f"the language model's base is set to train in {weight.dtype}: small steps would be lost; build it "
-                "with dtype='float32' and use autocast for bfloat16 arithmetic"
+                f"the language model's base is set to train in {weight.dtype}: small steps would be lost; "
+                "build it with dtype='float32' and use autocast for bfloat16 arithmetic"
             )
 
     @torch.no_grad()
@@ -747,20 +758,11 @@ class SpeechLLM(nn.Module):
         with open(os.path.join(folder, ADAPTER_CONFIG), encoding="utf-8") as stream:
             settings = json.load(stream)
         present = self.model.peft_config[self.model.active_adapter]
-        # Shapes do not show these, but they change what the same weights compute.
-        for name in (
-            "r",
-            "lora_alpha",
-            "use_rslora",
-            "use_dora",
-            "rank_pattern",
-            "alpha_pattern",
-            "fan_in_fan_out",
-        ):
+        for name in _ADAPTER_SETTINGS:
             if name in settings and settings[name] != getattr(present, name):
                 raise ValueError(
-                    f"adapter {folder}: {name} is {settings[name]!r}, this model has {getattr(present, name)!r}; "
-                    "build the model with the adapter's settings"
+                    f"adapter {folder}: {name} is {settings[name]!r}, this model has "
+                    f"{getattr(present, name)!r}; build the model with the adapter's settings"
                 )
         state = load_file(os.path.join(folder, ADAPTER_WEIGHTS))
         _check_keys(f"adapter {folder}", own, state)
@@ -844,8 +846,8 @@ class SpeechLLM(nn.Module):
             self._base_changed = True
         elif self._base_changed:
             raise ValueError(
-                f"checkpoint {path} has no {BASE_WEIGHTS}, but the base of this model has trained since it was "
-                "built: build the model anew from its source, then load"
+                f"checkpoint {path} has no {BASE_WEIGHTS}, but the base of this model has trained since "
+                "it was built: build the model anew from its source, then load"
             )
 
 
@@ -859,8 +861,8 @@ def _check_keys(what, own, state):
     ]
     if missing or unexpected or shapes:
         raise ValueError(
-            f"{what} does not fit this model: {len(missing)} missing {missing[:3]}, {len(unexpected)} unexpected "
-            f"{unexpected[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+            f"{what} does not fit this model: {len(missing)} missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of another shape {shapes[:3]}"
         )
 
 

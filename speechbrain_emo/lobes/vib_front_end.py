@@ -1,4 +1,4 @@
-"""Front end of VIB-SER: encoder layers -> per-branch Gaussian bottleneck -> stacked frames -> slots of an LLM.
+"""Front end of VIB-SER: encoder layers -> Gaussian bottlenecks -> stacked frames -> slots of an LLM.
 
 Axes: N audios, T encoder frames, L encoder layers, D feature size, Z latent size, S slot positions.
 Source: arXiv 2505.23236, section 2 and figure 1 (no code was released).
@@ -37,7 +37,8 @@ class FrontEndOutput:
     kl : dict of str to KLTerm
         Branch -> divergence to the prior; empty where no branch is variational.
     latents : dict of str to torch.Tensor
-        Branch -> posterior means (mixed features where there is no encoder), float, shape (N, T, Z), 0 at padding.
+        Branch -> posterior means (mixed features where there is no encoder), float, shape (N, T, Z), 0 at
+        padding.
     """
 
     slots: dict[str, torch.Tensor]
@@ -115,9 +116,9 @@ class VIBBranch(nn.Module):
 class VIBFrontEnd(nn.Module):
     """Named branches with an information bottleneck each, from encoder layers to slots of a language model.
 
-    arXiv 2505.23236, section 2. Open in the paper and therefore arguments: one layer mix a branch or a shared one,
-    all sizes, the stack, whether the latent or the adapter is normalised (neither is here). Parameters of a branch are
-    named ``branches.<name>.*``, those of a shared mix ``layer_mix.*``.
+    arXiv 2505.23236, section 2. Open in the paper and therefore arguments: one layer mix a branch or a shared
+    one, all sizes, the stack, whether the latent or the adapter is normalised (neither is here). Parameters
+    of a branch are named ``branches.<name>.*``, those of a shared mix ``layer_mix.*``.
 
     Arguments
     ---------
@@ -134,8 +135,8 @@ class VIBFrontEnd(nn.Module):
     hidden_size : int
         Hidden size of the two-layer encoder.
     latent_size : int or None
-        Latent size Z. None leaves the encoder out altogether: mixed features are stacked and projected, the plain
-        LLM-SER baseline; ``bottleneck`` has no meaning then.
+        Latent size Z. None leaves the encoder out altogether: mixed features are stacked and projected, the
+        plain LLM-SER baseline; ``bottleneck`` has no meaning then.
     stack : int
         Frames of a position.
     adapter_size : int
@@ -197,7 +198,8 @@ class VIBFrontEnd(nn.Module):
         branches = tuple(branches)
         if not branches or len(set(branches)) != len(branches) or not all(b.isidentifier() for b in branches):
             raise ValueError(
-                f"VIBFrontEnd: branches is {list(branches)}; give one or more different names of letters and digits"
+                f"VIBFrontEnd: branches is {list(branches)}; give one or more different names of letters and"
+                " digits"
             )
         self.slot_kinds = branches
         self.input_size = input_size
@@ -255,8 +257,8 @@ class VIBFrontEnd(nn.Module):
         Returns
         -------
         dict of str to list of nn.Module
-            "front_end.<branch>" for each branch (its own layer mix included) and "front_end.layer_mix" where the mix
-            is shared. Together they hold every parameter once.
+            "front_end.<branch>" for each branch (its own layer mix included) and "front_end.layer_mix" where
+            the mix is shared. Together they hold every parameter once.
 
         Example
         -------
@@ -313,22 +315,22 @@ class VIBFrontEnd(nn.Module):
         num_audios, max_frames = features.shape[:2]
         if features.dim() != 4 or features.shape[3] != self.input_size:
             raise ValueError(
-                f"VIBFrontEnd: features of shape {tuple(features.shape)} given, but (N, T, L, {self.input_size})"
-                " expected; input_size must be the encoder's hidden_size"
+                f"VIBFrontEnd: features of shape {tuple(features.shape)} given, but (N, T, L,"
+                f" {self.input_size}) expected; input_size must be the encoder's hidden_size"
             )
         lengths = num_frames.tolist()
         if len(lengths) != num_audios or any(not 1 <= n <= max_frames for n in lengths):
             raise ValueError(
-                f"VIBFrontEnd: num_frames is {lengths} for {num_audios} audios of at most {max_frames} frames; every"
-                " audio needs between 1 and T valid frames"
+                f"VIBFrontEnd: num_frames is {lengths} for {num_audios} audios of at most {max_frames}"
+                " frames; every audio needs between 1 and T valid frames"
             )
         num_frames = num_frames.to(features.device)
         branches = {name: b for name, b in self.branches.items() if kinds is None or name in kinds}
         sampling = [name for name, branch in branches.items() if branch.samples]
         if sampling and noise_seeds is None:
             raise ValueError(
-                f"VIBFrontEnd: branches {sampling} are in training mode and draw z = mu + sigma * eps, but noise_seeds"
-                " is None; pass one int an audio, or call .eval() on the branches to use z = mu"
+                f"VIBFrontEnd: branches {sampling} are in training mode and draw z = mu + sigma * eps, but"
+                " noise_seeds is None; pass one int an audio, or call .eval() on the branches to use z = mu"
             )
         seeds = check_seeds(noise_seeds, num_audios) if sampling else []
         mixed = features if self.layer_mix is None else self.layer_mix(features)
@@ -338,7 +340,8 @@ class VIBFrontEnd(nn.Module):
             noise = None
             if branch.samples:
                 keys = [derive_seed(seed, name) for seed in seeds]
-                noise = keyed_noise(keys, lengths, max_frames, branch.bottleneck.latent_size).to(features.device)
+                noise = keyed_noise(keys, lengths, max_frames, branch.bottleneck.latent_size)
+                noise = noise.to(features.device)
             slots, slot_lengths, (mu, log_var) = branch(mixed, num_frames, noise)
             output.slots[name] = slots
             output.slot_lengths[name] = slot_lengths

@@ -40,7 +40,7 @@ class WordErrors:
     num_exact: int
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _normalizer(language):
     if language == "en":
         from whisper_normalizer.english import EnglishTextNormalizer

@@ -128,7 +128,8 @@ def fit_temperature(scores, targets, bounds=(0.01, 100.0)):
     def nll(log_temperature):
         return -log_softmax(scores / np.exp(log_temperature), axis=1)[rows, targets].mean()
 
-    found = minimize_scalar(nll, bounds=(np.log(low), np.log(high)), method="bounded", options={"xatol": 1e-6})
+    options = {"xatol": 1e-6}
+    found = minimize_scalar(nll, bounds=(np.log(low), np.log(high)), method="bounded", options=options)
     if not found.success:
         raise RuntimeError(f"temperature fit over {bounds} failed: {found.message}")
     return float(np.exp(found.x))
@@ -165,7 +166,7 @@ def calibration_scores(probabilities, targets, num_bins=10):
     """
     probabilities, targets = _checked(probabilities, targets)
     if (probabilities < 0).any() or not np.allclose(probabilities.sum(1), 1, atol=1e-4):
-        raise ValueError("probabilities must be non-negative with rows summing to 1: apply label_probabilities")
+        raise ValueError("probabilities must be non-negative with rows summing to 1")
     if num_bins < 1:
         raise ValueError(f"num_bins is {num_bins}: give at least 1")
     rows = np.arange(len(targets))

@@ -7,7 +7,6 @@ Axis letters: N utterances, K classes, R resamples.
 """
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score
@@ -135,7 +134,7 @@ def _indices(references, predictions, labels):
     references, predictions = list(references), list(predictions)
     if len(references) != len(predictions):
         raise ValueError(
-            f"{len(references)} references but {len(predictions)} predictions: give one prediction an utterance"
+            f"{len(references)} references but {len(predictions)} predictions: give one of each an utterance"
         )
     if not references:
         raise ValueError("no utterance to score: references is empty")
@@ -213,7 +212,7 @@ def classification_scores(references, predictions, labels):
 
 def speaker_interval(
     references, predictions, speakers, labels, num_resamples=10000, level=0.95, seed=0
-) -> Optional[SpeakerInterval]:
+) -> SpeakerInterval | None:
     """Percentile bootstrap interval of UA and WA over speakers.
 
     Utterances of one speaker are not independent, hence whole speakers are drawn with replacement
@@ -257,7 +256,7 @@ def speaker_interval(
     true, pred, labels = _indices(references, predictions, labels)
     speakers = np.asarray([str(s) for s in speakers])
     if len(speakers) != len(true):
-        raise ValueError(f"{len(speakers)} speakers but {len(true)} utterances: give one speaker an utterance")
+        raise ValueError(f"{len(speakers)} speakers but {len(true)} utterances: give one an utterance")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: give a coverage between 0 and 1")
     if num_resamples < 1:
@@ -266,11 +265,9 @@ def speaker_interval(
     if len(names) < 2:
         return None
     num_labels = len(labels)
+    every = range(num_labels + 1)
     by_speaker = np.stack(
-        [
-            confusion_matrix(true[speakers == s], pred[speakers == s], labels=range(num_labels + 1))[:num_labels]
-            for s in names
-        ]
+        [confusion_matrix(true[speakers == s], pred[speakers == s], labels=every)[:-1] for s in names]
     )
     # How often each speaker was drawn is multinomial, so a resample is a weighted sum of confusions.
     draws = np.random.default_rng(seed).multinomial(

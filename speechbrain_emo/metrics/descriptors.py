@@ -13,7 +13,6 @@ import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from speechbrain_emo.metrics.asr import normalize_text
 
@@ -85,8 +84,8 @@ class TextScore:
         Why it was not computed.
     """
 
-    value: Optional[float]
-    reason: Optional[str] = None
+    value: float | None
+    reason: str | None = None
 
 
 @dataclass
@@ -108,7 +107,7 @@ class DirectionScores:
     wrong: int
     unmoved: int
     saturated: int
-    share_right: Optional[float]
+    share_right: float | None
 
 
 def _value(value):
@@ -160,7 +159,7 @@ def _pairs(references, predictions, convert):
     references, predictions = list(references), list(predictions)
     if len(references) != len(predictions):
         raise ValueError(
-            f"{len(references)} references but {len(predictions)} predictions: give one prediction an utterance"
+            f"{len(references)} references but {len(predictions)} predictions: give one of each an utterance"
         )
     return [(convert(r), convert(p)) for r, p in zip(references, predictions)]
 
@@ -422,7 +421,8 @@ def description_scores(references, hypotheses, language="en", java=True):
         scores["bleu4"] = TextScore(None, reason)
     else:
         bleu = sacrebleu.metrics.BLEU(tokenize="none", force=True)
-        scores["bleu4"] = TextScore(bleu.corpus_score([h for _, h in pairs], [[r for r, _ in pairs]]).score / 100)
+        score = bleu.corpus_score([h for _, h in pairs], [[r for r, _ in pairs]]).score
+        scores["bleu4"] = TextScore(score / 100)
     rouge, reason = _load("rouge_score.rouge_scorer")
     if rouge is None:
         scores["rouge_l"] = TextScore(None, reason)

@@ -8,7 +8,6 @@ Axis letters: N vectors, D their size.
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -20,7 +19,14 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["ProbeScores", "fit_linear_probe", "latent_map", "linear_probe", "probe_latents"]
+__all__ = [
+    "ProbeScores",
+    "fit_linear_probe",
+    "latent_map",
+    "linear_probe",
+    "probe_latents",
+    "subsample",
+]
 
 # About a decade apart from strongly shrunk to nearly free, for standardised input.
 REGULARISATION = (0.001, 0.01, 0.1, 1.0)
@@ -50,21 +56,21 @@ class ProbeScores:
         Why a number is missing.
     """
 
-    accuracy: Optional[float]
-    balanced_accuracy: Optional[float]
-    chance: Optional[float]
-    silhouette: Optional[float]
+    accuracy: float | None
+    balanced_accuracy: float | None
+    chance: float | None
+    silhouette: float | None
     num_vectors: int
     num_labels: int
     grouped: bool
-    reason: Optional[str] = field(default=None)
+    reason: str | None = field(default=None)
 
 
 def _vectors(features, labels, groups):
     features = np.asarray(features, dtype=np.float64)
     labels = np.asarray([str(label) for label in labels])
     if features.ndim != 2 or not features.size:
-        raise ValueError(f"features has shape {features.shape}: give (vectors, dimensions), at least one of each")
+        raise ValueError(f"features has shape {features.shape}: give (vectors, dimensions), none of them 0")
     if not np.isfinite(features).all():
         bad = np.flatnonzero(~np.isfinite(features).all(1))
         raise ValueError(f"features has NaN or infinite values in {len(bad)} row(s), first {bad[0]}")
@@ -124,9 +130,8 @@ def fit_linear_probe(features, labels, groups=None, seed=0, class_weight=None):
     features, labels, groups = _vectors(features, labels, groups)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"the only label is {labels[0]!r}: a probe needs two or more")
-    model = make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.1, max_iter=300, class_weight=class_weight, random_state=seed)
-    )
+    classifier = LogisticRegression(C=0.1, max_iter=300, class_weight=class_weight, random_state=seed)
+    model = make_pipeline(StandardScaler(), classifier)
     inner = _splits(labels, groups, 3, seed)
     with warnings.catch_warnings():
         # Few iterations are enough for a diagnosis, and large C on separable data never converges.
@@ -137,6 +142,33 @@ def fit_linear_probe(features, labels, groups=None, seed=0, class_weight=None):
             model, {"logisticregression__C": list(REGULARISATION)}, cv=inner, scoring="accuracy", n_jobs=1
         )
         return search.fit(features, labels).best_estimator_
+
+
+def subsample(num_vectors, max_vectors, seed=0):
+    """Rows to keep so that at most ``max_vectors`` stay, in ascending order.
+
+    Arguments
+    ---------
+    num_vectors : int
+        How many there are.
+    max_vectors : int
+        How many to keep at most.
+    seed : int
+        Seed of the choice.
+
+    Returns
+    -------
+    np.ndarray
+        int64 (min(num_vectors, max_vectors),).
+
+    Example
+    -------
+    >>> subsample(3, 5).tolist(), len(subsample(100, 5))
+    ([0, 1, 2], 5)
+    """
+    if num_vectors <= max_vectors:
+        return np.arange(num_vectors)
+    return np.sort(np.random.default_rng(seed).choice(num_vectors, max_vectors, replace=False))
 
 
 def linear_probe(features, labels, groups=None, num_folds=5, max_vectors=3000, seed=0):
@@ -176,10 +208,9 @@ def linear_probe(features, labels, groups=None, num_folds=5, max_vectors=3000, s
     (1.0, 1.0, 0.5)
     """
     features, labels, groups = _vectors(features, labels, groups)
-    if len(features) > max_vectors:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(features), max_vectors, replace=False))
-        features, labels = features[chosen], labels[chosen]
-        groups = None if groups is None else groups[chosen]
+    chosen = subsample(len(features), max_vectors, seed)
+    features, labels = features[chosen], labels[chosen]
+    groups = None if groups is None else groups[chosen]
     names, counts = np.unique(labels, return_counts=True)
     grouped = groups is not None and len(np.unique(groups)) > 1
     chance = float(counts.max() / len(labels))

@@ -231,3 +231,25 @@ def test_errors_name_the_module_and_the_way_out(published):
         estimate({**published, "cache": "some"}, sustained_flops=1e14)
     with pytest.raises(ValueError, match="front_end.contents"):
         estimate({**published, "phases": [{**PHASES[0], "train": ["front_end.contents"]}]}, sustained_flops=1e14)
+
+
+def test_a_written_manifest_tells_the_size_of_the_corpus(published, tmp_path):
+    records = {
+        "a": {"wav": "a.wav", "duration": 1800.0},
+        "b": {"wav": "b.wav", "duration": 1.0, "audios": [{"wav": "x", "duration": 600.0}, {"duration": 1200.0}]},
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(records))
+    report = estimate({**published, "manifests": {"train": str(path)}}, sustained_flops=1e14)
+    assert (report.num_records, report.audio_hours) == (2, 1.0)
+    missing = {**published, "manifests": {"train": str(tmp_path / "not_yet.json")}}
+    assert estimate(missing, sustained_flops=1e14).num_records == 4290
+
+
+def test_limits_of_a_micro_batch_bound_the_memory(published):
+    free = estimate(published, sustained_flops=1e14)
+    bound = estimate({**published, "limits": {"max_positions": 512, "max_frames": 600}}, sustained_flops=1e14)
+    assert bound.memory["encoder features"] == 600 * 25 * 1024 * 2 < free.memory["encoder features"]
+    # Llama-3.1-8B keeps 32 * (6 * 4096 + 2 * 1024 + 3 * 14336) values of two bytes a position.
+    kept = 2 * 32 * (6 * 4096 + 2 * 1024 + 3 * 14336)
+    assert bound.memory["activations of the language model"] == 512 * kept

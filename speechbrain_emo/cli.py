@@ -1,0 +1,186 @@
+"""The toolkit in a shell: ``python -m speechbrain_emo explain | doctor | train``."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import warnings
+
+OK, FILES_FAILED, USAGE = 0, 1, 2
+_PROGRAM = "python -m speechbrain_emo"
+
+
+def _version():
+    try:
+        return importlib.metadata.version("speechbrain_emo")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed: pip install -e .)"
+
+
+def _positive(text):
+    number = int(text) if text.lstrip("-").isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 and above")
+    return number
+
+
+def build_parser():
+    """The parser of all commands.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+
+    Example
+    -------
+    >>> build_parser().parse_args(["explain", "a.wav", "--model", "results/demo_ib/1986"]).files
+    ['a.wav']
+    """
+
+    def example(text):
+        return {"epilog": "examples:\n" + text, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+    parser = argparse.ArgumentParser(
+        _PROGRAM,
+        description="Explainable speech emotion recognition on SpeechBrain.",
+        **example(
+            f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986\n"
+            f"  {_PROGRAM} doctor\n"
+            f"  {_PROGRAM} train hparams/demo_ib.yaml"
+        ),
+    )
+    parser.add_argument("--version", action="version", version=f"speechbrain_emo {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    explain = commands.add_parser(
+        "explain",
+        help="emotion, descriptors and transcript of recordings",
+        description="Explain recordings of any format that libsndfile reads, at any rate and number of channels. A file "
+        "that cannot be used is reported on stderr, and the others are finished.",
+        **example(
+            f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986\n"
+            f"  {_PROGRAM} explain recordings/*.wav --model results/demo_ib/1986 --json > explanations.jsonl\n\n"
+            "exit status: 0 all explained, 1 a file could not be used, 2 wrong arguments or no usable model"
+        ),
+    )
+    explain.add_argument("files", nargs="+", metavar="FILE", help="audio file")
+    explain.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a training or an exported model, or a name on the hub"
+    )
+    explain.add_argument("--json", action="store_true", help="one JSON object a line, in the order of the files")
+    explain.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="files at a time (default: 8)")
+    explain.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    explain.add_argument(
+        "--gender", choices=("female", "male"), help="of the speakers: what measured pitch is compared with"
+    )
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="check GPU, packages, external programs and disk",
+        description="Look at this machine and say what is missing and how to get it.",
+        **example(f"  {_PROGRAM} doctor\n  {_PROGRAM} doctor --json"),
+    )
+    doctor.add_argument("--json", action="store_true", help="a JSON list")
+    doctor.add_argument("--folder", default=".", help="whose disk is measured (default: here)")
+
+    train = commands.add_parser(
+        "train",
+        help="run an experiment, as train.py does",
+        description="Run an experiment: a YAML, overrides --key=value, --overlay=FILE and SpeechBrain's run options.",
+        **example(
+            f"  {_PROGRAM} train hparams/demo_ib.yaml\n"
+            f"  {_PROGRAM} train hparams/emodb_ib.yaml --data_folder=PATH --fold=03\n"
+            f"  {_PROGRAM} train hparams/iemocap_ib.yaml --dry_run=True"
+        ),
+    )
+    train.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="as of train.py")
+    return parser
+
+
+def main(arguments=None):
+    """Run a command.
+
+    Arguments
+    ---------
+    arguments : list of str, optional
+        Default: those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0 done, 1 some file failed (or the doctor found something that is needed), 2 wrong arguments
+        or no usable model.
+
+    Example
+    -------
+    >>> main(["explain", "a.wav", "--model", "no/such/folder"])
+    2
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["train"] and arguments[1:2] not in ([], ["-h"], ["--help"]):
+            # Overrides are not known to this parser: they belong to the experiment's YAML.
+            from speechbrain_emo.experiment import main as run
+
+            return run(arguments[1:])
+        parser = build_parser()
+        options = parser.parse_args(arguments)
+        if options.command == "train":
+            parser.parse_args(["train", "--help"])
+        if options.command == "doctor":
+            from speechbrain_emo.doctor import print_doctor
+
+            return print_doctor(options.folder, options.json)
+        return _explain(options)
+    except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
+        return finished.code if isinstance(finished.code, int) else USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough, such as `head`; nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _explain(options):
+    import torch
+    import transformers
+
+    from speechbrain_emo.inference import EmotionExplainer
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    run_opts = None
+    if options.device is not None:
+        try:
+            torch.empty(1, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            return _fail(f"--device {options.device}: cannot be used here ({reason}); leave it out, or give cpu")
+        run_opts = {"device": options.device}
+    try:
+        explainer = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
+    except (ValueError, OSError) as error:
+        return _fail(f"--model {options.model}: {error}")
+    genders = [options.gender] * len(options.files)
+    results = explainer.explain_files(options.files, options.batch_size, genders=genders)
+    failed = [result for result in results if not result.ok]
+    for number, result in enumerate(results):
+        if options.json:
+            print(json.dumps(result.to_dict(), ensure_ascii=False))
+        elif result.ok:
+            print(f"{result}\n" if number < len(results) - 1 else result)
+    sys.stdout.flush()
+    for result in failed:
+        print(f"error: {result.error}", file=sys.stderr)
+    if failed and len(results) > 1:
+        print(f"{len(failed)} of {len(results)} files could not be explained", file=sys.stderr)
+    return FILES_FAILED if failed else OK
+
+
+def _fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    return USAGE

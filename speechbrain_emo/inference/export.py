@@ -1,0 +1,359 @@
+"""Writes a trained model as a folder that loads as it is: data only, listed in a manifest.
+
+The folder holds ``hyperparams.yaml``, ``front_end.safetensors``, ``adapter/`` in peft's own layout (with
+``model.safetensors`` where the language model itself has trained), small local backbones, ``MODEL_CARD.md``
+and ``manifest.json``. It can be moved; :class:`speechbrain_emo.inference.interfaces.EmotionExplainer` reads it.
+"""
+
+import functools
+import importlib.metadata
+import inspect
+import io
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import ruamel.yaml
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.scalarstring import LiteralScalarString
+from safetensors.torch import save_file
+from speechbrain.utils.distributed import main_process_only
+
+from speechbrain_emo.inference.safe_loading import (
+    ALLOWED_CLASSES,
+    ALLOWED_SUFFIXES,
+    FORMAT,
+    FORMAT_VERSION,
+    HPARAMS_FILE,
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    check_external_folder,
+    check_structure,
+    check_yaml,
+    sha256_of,
+    verify_folder,
+)
+
+#: Larger local backbones stay where they are and are named by their path.
+MAX_COPY_BYTES = 200_000_000
+FRONT_END_WEIGHTS = "front_end.safetensors"
+ADAPTER_FOLDER = "adapter"
+#: Settings of the explainer and their defaults; None for a task that the model does not have.
+EXPLAIN_DEFAULTS = {
+    "label_task": None,
+    "chain_task": None,
+    "transcript_task": None,
+    "max_new_tokens": 128,
+    "num_beams": 1,
+    "max_duration": 30.0,
+    "max_positions": None,
+    "temperature": 1.0,
+    "thresholds": None,
+    "language": "en",
+    "precision": "fp32",
+}
+HPARAMS_KEYS = (
+    MODEL_FOLDER,
+    "encoder",
+    "llm",
+    "front_end",
+    "answer_format",
+    "tasks",
+    "slot_kinds",
+    "labels",
+    "explain",
+)
+_PACKAGES = ("speechbrain", "torch", "transformers", "peft", "safetensors", "hyperpyyaml")
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported; the message says which part and why.
+
+    Example
+    -------
+    >>> issubclass(ExportError, ValueError)
+    True
+    """
+
+
+@main_process_only
+def export_model(folder, model, factories, answer_format, tasks, explain, facts=None):
+    """Write a trained model as a folder for inference; an older export there is replaced.
+
+    The folder appears whole or not at all: it is written beside its place and renamed.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Target, for example ``results/demo_ib/1986/model``.
+    model : SpeechLanguageModel
+        Trained, not wrapped.
+    factories : mapping of str to functools.partial
+        ``encoder``, ``llm`` and ``front_end`` as ``!name:`` makes them: the class and its keyword arguments.
+        ``num_layers``, ``input_size`` and ``llm_size`` of the front end are read from the model where missing.
+    answer_format : AnswerFormat
+        Of the tasks.
+    tasks : mapping of str to InstructionTask
+        All tasks that ``explain`` names; others are not written.
+    explain : mapping
+        Keys of ``EXPLAIN_DEFAULTS``; ``label_task`` is needed. ``thresholds`` is a
+        ``dataio.descriptors.Thresholds`` or its ``to_dict()``; ``max_duration`` is in seconds; ``temperature``
+        divides the label scores (nats) before the softmax.
+    facts : mapping, optional
+        For the model card (see ``inference/model_card.py``), over those that are read from the model.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ExportError
+        If a part's class is not on the allow-list, a value is no plain data, or a backbone's folder holds pickled
+        weights only.
+
+    Example
+    -------
+    >>> sorted(EXPLAIN_DEFAULTS)[:3]
+    ['chain_task', 'label_task', 'language']
+    """
+    folder = Path(folder)
+    settings = _explain_settings(explain, tasks)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise ExportError(f"{folder} exists and is no exported model: choose another folder, or take it away")
+    encoder = model.encoder
+    if encoder is None:  # All features came from the cache.
+        encoder = factories["encoder"]()
+    arguments = {name: _arguments(name, factories[name]) for name in ("encoder", "llm", "front_end")}
+    front = arguments["front_end"][1]
+    derived = {"num_layers": encoder.num_layers, "input_size": encoder.hidden_size, "llm_size": model.llm.hidden_size}
+    for name, value in derived.items():
+        front.setdefault(name, value)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        external = {}
+        for name, module in (("encoder", encoder), ("llm", model.llm)):
+            _place_backbone(partial, name, arguments[name][1], module, external)
+        state = {k: v.detach().cpu().contiguous() for k, v in model.front_end.state_dict().items()}
+        save_file(state, str(partial / FRONT_END_WEIGHTS), metadata={"format": "pt"})
+        model.llm.save_checkpoint(str(partial / ADAPTER_FOLDER))
+        if not any((partial / ADAPTER_FOLDER).iterdir()):
+            (partial / ADAPTER_FOLDER).rmdir()
+        text = _hparams_text(arguments, answer_format, tasks, model.front_end.slot_kinds, settings)
+        (partial / HPARAMS_FILE).write_text(text, encoding="utf-8")
+        check_yaml(text)
+        check_structure(text, HPARAMS_KEYS)
+
+        from speechbrain_emo.inference.model_card import write_model_card
+
+        write_model_card(partial, _card_facts(arguments, model, encoder, answer_format, facts))
+        _write_manifest(partial, external)
+        verify_folder(partial)
+        _replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _replace(partial, folder):
+    """Put the new folder in the place of an older export."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+    old = None
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+        os.rename(folder, old)
+    os.rename(partial, folder)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _explain_settings(explain, tasks):
+    unknown = sorted(set(explain) - set(EXPLAIN_DEFAULTS))
+    if unknown:
+        raise ExportError(f"explain has unknown keys {unknown}; allowed: {sorted(EXPLAIN_DEFAULTS)}")
+    settings = {**EXPLAIN_DEFAULTS, **explain}
+    if settings["label_task"] is None:
+        raise ExportError("explain.label_task is null: name the task whose answer is the emotion alone")
+    for key in ("label_task", "chain_task", "transcript_task"):
+        if settings[key] is not None and settings[key] not in tasks:
+            raise ExportError(f"explain.{key} is {settings[key]!r}; the experiment has the tasks {sorted(tasks)}")
+    if not (math.isfinite(settings["temperature"]) and settings["temperature"] > 0):
+        raise ExportError(f"explain.temperature is {settings['temperature']}; it must be above 0")
+    if hasattr(settings["thresholds"], "to_dict"):
+        settings["thresholds"] = settings["thresholds"].to_dict()
+    return settings
+
+
+def _arguments(name, factory):
+    """(dotted class name, keyword arguments as plain data) of a factory."""
+    positional, keywords = (), {}
+    while isinstance(factory, functools.partial):
+        positional, keywords = factory.args + positional, {**factory.keywords, **keywords}
+        factory = factory.func
+    dotted = f"{getattr(factory, '__module__', '?')}.{getattr(factory, '__qualname__', factory)}"
+    if dotted not in ALLOWED_CLASSES:
+        raise ExportError(
+            f"{name} is made by {dotted}, which inference may not construct; allowed: {sorted(ALLOWED_CLASSES)}. A new "
+            "lobe is added to ALLOWED_CLASSES in speechbrain_emo/inference/safe_loading.py"
+        )
+    bound = inspect.signature(factory).bind_partial(*positional, **keywords)
+    return dotted, {key: _plain(value, f"{name}.{key}") for key, value in bound.arguments.items()}
+
+
+def _plain(value, where):
+    """Data that YAML holds without a tag."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)  # Also what the YAML reader wraps, such as a float that keeps its notation.
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    raise ExportError(f"{where} is a {type(value).__name__}; only plain data can be exported")
+
+
+def _place_backbone(partial, name, arguments, module, external):
+    """Copy a small local backbone into the export; a hub name keeps its name and gets its commit."""
+    source = arguments.get("source")
+    if source is None:
+        raise ExportError(
+            f"{name} was built from an architecture without a source: its weights cannot be read again; save it with "
+            "save_pretrained and give the folder as source"
+        )
+    local = Path(source).expanduser()
+    if not local.is_dir():
+        commit = getattr(getattr(module.causal_lm if name == "llm" else module.model, "config", None), "_commit_hash", None)
+        arguments["revision"] = arguments.get("revision") if commit is None else commit
+        return
+    try:
+        check_external_folder(local)
+    except ValueError as error:
+        raise ExportError(f"{name}: {error}") from error
+    files = sorted(p for p in local.iterdir() if p.is_file() and p.suffix in ALLOWED_SUFFIXES - {".md"})
+    if sum(p.stat().st_size for p in files) > MAX_COPY_BYTES:
+        arguments["source"] = external[name] = str(local.resolve())
+        return
+    (partial / name).mkdir()
+    for path in files:
+        shutil.copyfile(path, partial / name / path.name)
+    arguments["source"] = _Reference(f"<{MODEL_FOLDER}>/{name}")
+    arguments.pop("revision", None)
+
+
+class _Reference(str):
+    """A ``!ref`` of the YAML."""
+
+
+def _yaml_value(value):
+    """Plain data as nodes that read back as they are."""
+    if isinstance(value, _Reference):
+        return TaggedScalar(str(value), style=None, tag=ruamel.yaml.Tag(suffix="!ref"))
+    if isinstance(value, str):
+        # HyperPyYAML reads a plain scalar in parentheses as a tuple, and drops the quotes of a quoted one.
+        return LiteralScalarString(value) if value.strip().startswith("(") and value.strip().endswith(")") else value
+    if isinstance(value, dict):
+        return CommentedMap((k, _yaml_value(v)) for k, v in value.items())
+    if isinstance(value, list):
+        nodes = CommentedSeq(_yaml_value(v) for v in value)
+        if all(isinstance(v, (int, float)) for v in value):
+            nodes.fa.set_flow_style()  # 101 percentiles are no 101 lines.
+        return nodes
+    return value
+
+
+def _new(dotted, arguments):
+    node = _yaml_value(arguments)
+    node.yaml_set_ctag(ruamel.yaml.Tag(suffix=f"!new:{dotted}"))
+    return node
+
+
+def _dotted(thing):
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _hparams_text(arguments, answer_format, tasks, slot_kinds, settings):
+    """The text of ``hyperparams.yaml``."""
+    used = {settings[key] for key in ("label_task", "chain_task", "transcript_task")} - {None}
+    task_nodes = CommentedMap()
+    for name in sorted(used):
+        task = tasks[name]
+        if _dotted(task) not in ALLOWED_CLASSES:
+            raise ExportError(f"task {name!r} is a {_dotted(task)}, which inference may not construct")
+        values = {key: _plain(getattr(task, key), f"tasks.{name}.{key}") for key in ("name", "prompts", "answer")}
+        values["system"] = task.system
+        values["format"] = _Reference("<answer_format>")
+        task_nodes[name] = _new(_dotted(task), values)
+    spec = {k: v if isinstance(v, str) else list(v) for k, v in answer_format.spec.items()}
+    weights = _plain(answer_format.weights, "answer_format.weights")
+    document = CommentedMap()
+    document[MODEL_FOLDER] = None
+    for name, (dotted, values) in arguments.items():
+        document[name] = _new(dotted, values)
+    document["answer_format"] = _new(_dotted(answer_format), {"fields": spec, "weights": weights})
+    document["tasks"] = task_nodes
+    document["slot_kinds"] = list(slot_kinds)
+    document["labels"] = _yaml_value(list(answer_format.labels))
+    document["explain"] = _yaml_value(_plain(settings, "explain"))
+    yaml = ruamel.yaml.YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096  # A folded line in a prompt would be hard to read.
+    stream = io.StringIO()
+    stream.write("# Written by speechbrain_emo.inference.export; data only, verified by manifest.json.\n")
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def _card_facts(arguments, model, encoder, answer_format, facts):
+    """What the model card says, as far as the model itself knows."""
+    trained = sum(p.numel() for p in model.front_end.parameters())
+    if model.llm.has_lora:
+        trained += sum(p.numel() for m in model.llm.trainable_groups()["llm.lora"] for p in m.parameters())
+    own = {
+        "labels": list(answer_format.labels),
+        "descriptors": list(answer_format.descriptor_names),
+        "encoder": encoder.source,
+        "llm": model.llm.source,
+        "front_end": arguments["front_end"][0].rsplit(".", 1)[1],
+        "sample_rate": encoder.sample_rate,
+        "num_trained_parameters": trained,
+    }
+    return {**own, **(facts or {})}
+
+
+def _write_manifest(partial, external):
+    files = {}
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(partial).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    try:
+        packages["speechbrain_emo"] = importlib.metadata.version("speechbrain_emo")
+    except importlib.metadata.PackageNotFoundError:
+        packages["speechbrain_emo"] = "not installed (run from a checkout)"
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "files": files,
+        "external": external,
+        "packages": packages,
+    }
+    (partial / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
