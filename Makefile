@@ -16,7 +16,7 @@ help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  e.g. make test TESTS=tests/unit/test_packer.py WORKERS=1, make demo ARGS=--seed=1987"
 
-setup: $(STAMP)  ## make .venv and install the package with its extras (about 5 GB with torch)
+setup: $(STAMP)  ## make .venv and install the package with its extras (about 6 GB with torch)
 
 # pip itself says what it downloads; the stamp is written last, so an interrupted install starts again.
 $(STAMP): setup.cfg pyproject.toml

@@ -23,7 +23,7 @@ from sklearn.metrics import recall_score
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC
 
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import read_manifest
@@ -211,47 +211,53 @@ def _inner_folds(labels, groups, num_folds, seed):
     return list(splitter.split(labels, labels))
 
 
-def _svm(c, seed):
-    return make_pipeline(
-        StandardScaler(), LinearSVC(C=c, class_weight="balanced", random_state=seed, max_iter=5000, dual=True)
-    )
+class _LinearSVMs:
+    """Linear SVMs (libsvm, one against one) with different C on one standardised training part.
 
+    The kernel is computed once for all C: openSMILE's sets have more features than a fold has utterances.
+    """
 
-def _margins(model, features, classes):
-    """Decision values (M, K) in the order of ``classes``; a class unknown to the model gets the lowest."""
-    values = model.decision_function(features)
-    if values.ndim == 1:
-        values = np.stack([-values, values], axis=1)
-    own = list(model.classes_)
-    lowest = values.min() - 10.0
-    return np.stack(
-        [values[:, own.index(c)] if c in own else np.full(len(values), lowest) for c in classes], 1
-    )
+    def __init__(self, features, labels):
+        self.labels = labels
+        self.scaler = StandardScaler().fit(features)
+        self.rows = self.scaler.transform(features)
+        self.kernel = self.rows @ self.rows.T
+
+    def fit(self, c):
+        """The SVM at one C."""
+        machine = SVC(kernel="precomputed", C=c, class_weight="balanced", decision_function_shape="ovr")
+        return machine.fit(self.kernel, self.labels)
+
+    def margins(self, model, features, classes):
+        """Decision values (M, K) in the order of ``classes``; a class that training lacks gets the lowest."""
+        values = model.decision_function(self.scaler.transform(features) @ self.rows.T)
+        if values.ndim == 1:
+            values = np.stack([-values, values], axis=1)
+        own = list(model.classes_)
+        lowest = np.full(len(values), values.min() - 10.0)
+        return np.stack([values[:, own.index(c)] if c in own else lowest for c in classes], axis=1)
 
 
 def _fit_svm(features, labels, speakers, candidates, inner_folds, seed):
-    """Model at the C with the best pooled inner UA (smallest C among equals), and its temperature."""
+    """SVM at the C with the best pooled inner UA (the smallest among equals), and its temperature."""
     classes = sorted(set(labels))
+    if len(classes) < 2:
+        raise ValueError(f"the only training label is {classes[0]!r}: an SVM needs two or more")
     labels = np.asarray(labels)
-    folds = _inner_folds(labels, speakers, inner_folds, seed)
-    best = None
-    with warnings.catch_warnings():
-        # Large C on few standardised points needs more iterations than its answer is worth.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for c in sorted(candidates):
-            margins = np.empty((len(labels), len(classes)))
-            for train, test in folds:
-                margins[test] = _margins(
-                    _svm(c, seed).fit(features[train], labels[train]), features[test], classes
-                )
-            predicted = np.asarray(classes)[margins.argmax(1)]
-            ua = recall_score(labels, predicted, average="macro", zero_division=0)
-            if best is None or ua > best[0]:
-                best = (ua, c, margins)
-        ua, c, margins = best
-        model = _svm(c, seed).fit(features, labels)
-    temperature = fit_temperature(margins, np.array([classes.index(x) for x in labels]))
-    return model, classes, {"C": c, "inner_ua": float(ua), "temperature": temperature}
+    margins = {c: np.empty((len(labels), len(classes))) for c in sorted(candidates)}
+    for train, test in _inner_folds(labels, speakers, inner_folds, seed):
+        machines = _LinearSVMs(features[train], labels[train])
+        for c, values in margins.items():
+            values[test] = machines.margins(machines.fit(c), features[test], classes)
+    ua = {}
+    for c, values in margins.items():
+        predicted = np.asarray(classes)[values.argmax(1)]
+        ua[c] = float(recall_score(labels, predicted, average="macro", zero_division=0))
+    c = max(ua, key=ua.get)
+    machines = _LinearSVMs(features, labels)
+    model = machines.fit(c)
+    temperature = fit_temperature(margins[c], np.array([classes.index(x) for x in labels]))
+    return machines, model, classes, {"C": c, "inner_ua": ua[c], "temperature": temperature}
 
 
 def opensmile_svm(
@@ -287,7 +293,7 @@ def opensmile_svm(
     inner_folds : int
         Number of inner speaker folds.
     seed : int
-        Seed of the solver.
+        Seed of inner folds by utterance, where there is one training speaker.
     sample_rate : int
         In Hz.
     progress : bool
@@ -335,9 +341,10 @@ def opensmile_svm(
         if shared:
             logger.warning("fold %s: speaker(s) %s in training and test", fold, sorted(shared))
         matrix = np.stack([features[name] for name in train]).astype(np.float64)
-        model, classes, chosen = _fit_svm(matrix, labels, speakers, candidates, inner_folds, seed)
+        machines, model, classes, chosen = _fit_svm(matrix, labels, speakers, candidates, inner_folds, seed)
         run.chosen[fold] = chosen
-        margins = _margins(model, np.stack([features[name] for name in test]).astype(np.float64), classes)
+        tested = np.stack([features[name] for name in test]).astype(np.float64)
+        margins = machines.margins(model, tested, classes)
         logger.info("%s, fold %s: %s", feature_set, fold, chosen)
         run.predictions += _predictions(
             test, run.condition, classes, margins, label_probabilities(margins, chosen["temperature"]), fold
@@ -719,9 +726,10 @@ def merge_predictions(predictions, *runs):
             if other is None:
                 raise ValueError(f"baseline {run.condition} has no prediction of {prediction['id']!r}")
             if other.get("emotion") != prediction.get("emotion"):
+                own, new = prediction.get("emotion"), other.get("emotion")
                 raise ValueError(
-                    f"{prediction['id']!r} is {prediction.get('emotion')!r} here and {other.get('emotion')!r} "
-                    f"in the baseline {run.condition}: use one manifest"
+                    f"{prediction['id']!r} is {own!r} here and {new!r} in the baseline {run.condition}: "
+                    "use the same manifests"
                 )
             for key in ("scores", "probabilities", "baseline_descriptors"):
                 own, new = prediction.get(key) or {}, other.get(key) or {}

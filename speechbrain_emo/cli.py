@@ -56,21 +56,31 @@ def build_parser():
     explain = commands.add_parser(
         "explain",
         help="emotion, descriptors and transcript of recordings",
-        description="Explain recordings of any format that libsndfile reads, at any rate and number of channels. A file "
-        "that cannot be used is reported on stderr, and the others are finished.",
+        description="Explain recordings of any format that libsndfile reads, at any rate and number of "
+        "channels. A file that cannot be used is reported on stderr, and the others are finished.",
         **example(
             f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986\n"
-            f"  {_PROGRAM} explain recordings/*.wav --model results/demo_ib/1986 --json > explanations.jsonl\n\n"
+            f"  {_PROGRAM} explain recordings/*.wav --model results/demo_ib/1986 --json > "
+            "explanations.jsonl\n\n"
             "exit status: 0 all explained, 1 a file could not be used, 2 wrong arguments or no usable model"
         ),
     )
     explain.add_argument("files", nargs="+", metavar="FILE", help="audio file")
     explain.add_argument(
-        "--model", required=True, metavar="DIR", help="folder of a training or an exported model, or a name on the hub"
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="folder of a training or an exported model, or a name on the hub",
     )
-    explain.add_argument("--json", action="store_true", help="one JSON object a line, in the order of the files")
-    explain.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="files at a time (default: 8)")
-    explain.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    explain.add_argument(
+        "--json", action="store_true", help="one JSON object a line, in the order of the files"
+    )
+    explain.add_argument(
+        "--batch_size", type=_positive, default=8, metavar="N", help="files at a time (default: 8)"
+    )
+    explain.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
+    )
     explain.add_argument(
         "--gender", choices=("female", "male"), help="of the speakers: what measured pitch is compared with"
     )
@@ -87,7 +97,8 @@ def build_parser():
     train = commands.add_parser(
         "train",
         help="run an experiment, as train.py does",
-        description="Run an experiment: a YAML, overrides --key=value, --overlay=FILE and SpeechBrain's run options.",
+        description="Run an experiment: a YAML, overrides --key=value, --overlay=FILE and SpeechBrain's run "
+        "options.",
         **example(
             f"  {_PROGRAM} train hparams/demo_ib.yaml\n"
             f"  {_PROGRAM} train hparams/emodb_ib.yaml --data_folder=PATH --fold=03\n"
@@ -109,8 +120,8 @@ def main(arguments=None):
     Returns
     -------
     int
-        Exit status: 0 done, 1 some file failed (or the doctor found something that is needed), 2 wrong arguments
-        or no usable model.
+        Exit status: 0 done, 1 some file failed (or the doctor found something that is needed), 2 wrong
+        arguments or no usable model.
 
     Example
     -------
@@ -159,12 +170,14 @@ def _explain(options):
             torch.empty(1, device=options.device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            return _fail(f"--device {options.device}: cannot be used here ({reason}); leave it out, or give cpu")
+            return _fail(
+                f"--device {options.device}: cannot be used here ({reason}); leave it out, or give cpu"
+            )
         run_opts = {"device": options.device}
     try:
         explainer = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
     except (ValueError, OSError) as error:
-        return _fail(f"--model {options.model}: {error}")
+        return _fail(f"cannot use the model of --model {options.model}: {error}")
     genders = [options.gender] * len(options.files)
     results = explainer.explain_files(options.files, options.batch_size, genders=genders)
     failed = [result for result in results if not result.ok]

@@ -74,7 +74,9 @@ class Check:
 
     def __post_init__(self):
         if self.status not in STATUSES:
-            raise ValueError(f"status of check {self.name!r} is {self.status!r}; allowed: {', '.join(STATUSES)}")
+            raise ValueError(
+                f"status of check {self.name!r} is {self.status!r}; allowed: {', '.join(STATUSES)}"
+            )
 
 
 def run_doctor(folder="."):
@@ -103,9 +105,15 @@ def run_doctor(folder="."):
         _check_gpu(),
         _check_quantization(),
         _check_espeak(),
-        _check_command("mfa", ["version"], "word alignment", "conda install -c conda-forge montreal-forced-aligner"),
-        _check_command("java", ["-version"], "METEOR and SPICE", "install a Java 8+ runtime and put it on PATH"),
-        _check_command("ffmpeg", ["-version"], "mp3, m4a and video input (MELD)", "install ffmpeg and put it on PATH"),
+        _check_command(
+            "mfa", ["version"], "word alignment", "conda install -c conda-forge montreal-forced-aligner"
+        ),
+        _check_command(
+            "java", ["-version"], "METEOR and SPICE", "install a Java 8+ runtime and put it on PATH"
+        ),
+        _check_command(
+            "ffmpeg", ["-version"], "mp3, m4a and video input (MELD)", "install ffmpeg and put it on PATH"
+        ),
         _check_memory(),
         _check_disk(folder),
         _check_hub(),
@@ -114,13 +122,13 @@ def run_doctor(folder="."):
 
 def _check_python():
     version = platform.python_version()
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (a checkout may be run without an install)
         return Check("python", "error", version, "use Python 3.10 or newer: make setup PYTHON=python3.11")
     return Check("python", "ok", f"{version} at {sys.executable}")
 
 
 def _declared_requirements():
-    """(requirement, extra or None) of every package that setup.cfg names, `all` left out: it repeats the others."""
+    """(requirement, extra or None) of every package of setup.cfg; `all` is left out: it repeats them."""
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -150,7 +158,11 @@ def _check_packages():
     for requirement, extra in declared:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra or ""}):
             continue
-        install = f"in the checkout: pip install -e '.[{extra}]'" if extra else f"pip install '{requirement_text(requirement)}'"
+        install = (
+            f"in the checkout: pip install -e '.[{extra}]'"
+            if extra
+            else f"pip install '{requirement_text(requirement)}'"
+        )
         purpose = PURPOSES.get(requirement.name, "")
         label = f"package {requirement.name}" + (f" [{extra}]" if extra else "")
         try:
@@ -164,7 +176,12 @@ def _check_packages():
         else:
             detail = f"{version}, but {requirement.specifier} is needed"
             checks.append(
-                Check(label, "warning" if extra else "error", detail, f"pip install '{requirement_text(requirement)}'")
+                Check(
+                    label,
+                    "warning" if extra else "error",
+                    detail,
+                    f"pip install '{requirement_text(requirement)}'",
+                )
             )
     return checks
 
@@ -198,7 +215,7 @@ def _check_torch_pair():
             "torch and torchaudio",
             "error",
             f"cannot be imported together: {error}",
-            "install both from the same index and of the same release: pip install torch==2.11.0 torchaudio==2.11.0",
+            "install the same release of both from one index: pip install torch==2.11.0 torchaudio==2.11.0",
         )
     detail = f"{torch.__version__} and {torchaudio.__version__}"
     if torch.__version__.split("+")[0].split(".")[:2] != torchaudio.__version__.split("+")[0].split(".")[:2]:
@@ -215,7 +232,7 @@ def _check_gpu():
         return Check(
             "gpu",
             "missing",
-            f"none that torch {torch.__version__} can use; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads",
+            f"none that torch {torch.__version__} can use; {os.cpu_count()} cores",
             "the demo and EmoDB need none; the published sizes need a card of 24 GB (4-bit) or 80 GB",
         )
     found = []
@@ -239,7 +256,9 @@ def _check_quantization():
     try:
         importlib.import_module("bitsandbytes")
     except (ImportError, OSError, RuntimeError) as error:
-        return Check("4-bit weights", "warning", f"bitsandbytes {version} does not load: {error}", "reinstall it")
+        return Check(
+            "4-bit weights", "warning", f"bitsandbytes {version} does not load: {error}", "reinstall it"
+        )
     return Check("4-bit weights", "ok", f"bitsandbytes {version}")
 
 
@@ -249,7 +268,9 @@ def _check_espeak():
     except ImportError:
         system = ctypes.util.find_library("espeak-ng")
         detail = f"no espeakng-loader; system library: {system or 'none'}"
-        return Check("espeak-ng", "missing", detail, "in the checkout: pip install -e '.[demo]' (for `make demo`)")
+        return Check(
+            "espeak-ng", "missing", detail, "in the checkout: pip install -e '.[demo]' (for `make demo`)"
+        )
     library, data = Path(loader.get_library_path()), Path(loader.get_data_path())
     absent = [str(path) for path in (library, data) if not path.exists()]
     if absent:
@@ -262,7 +283,9 @@ def _check_espeak():
     try:
         speech = ctypes.CDLL(str(library))
     except OSError as error:
-        return Check("espeak-ng", "warning", f"{library.name} does not load: {error}", "reinstall espeakng-loader")
+        return Check(
+            "espeak-ng", "warning", f"{library.name} does not load: {error}", "reinstall espeakng-loader"
+        )
     speech.espeak_Info.restype = ctypes.c_char_p
     # Only the version: initialising the library would start its synthesis thread.
     version = speech.espeak_Info(None)
@@ -280,7 +303,9 @@ def _check_command(command, arguments, purpose, advice):
     text = (answer.stdout or answer.stderr).strip()
     first = text.splitlines()[0] if text else "no output"
     if answer.returncode != 0:
-        return Check(f"command {command}", "warning", f"{path} exits with {answer.returncode}: {first}", advice)
+        return Check(
+            f"command {command}", "warning", f"{path} exits with {answer.returncode}: {first}", advice
+        )
     return Check(f"command {command}", "ok", f"{first} at {path}")
 
 
@@ -300,7 +325,9 @@ def _check_disk(folder):
     free = shutil.disk_usage(existing).free
     detail = f"{free / 1e9:.0f} GB free at {existing}"
     if free < LOW_DISK_BYTES:
-        return Check("disk", "warning", detail, "weights of an 8B model take 16 GB, all layers of IEMOCAP 64 GB")
+        return Check(
+            "disk", "warning", detail, "weights of an 8B model take 16 GB, all layers of IEMOCAP 64 GB"
+        )
     return Check("disk", "ok", detail)
 
 
@@ -311,7 +338,9 @@ def _check_hub():
     held = sorted(path.name for path in cache.glob("models--*")) if cache.is_dir() else []
     detail = f"not contacted; {len(held)} models in the cache {cache}"
     if constants.HF_HUB_OFFLINE:
-        return Check("model hub", "warning", f"HF_HUB_OFFLINE is set; {detail}", "unset it to download models")
+        return Check(
+            "model hub", "warning", f"HF_HUB_OFFLINE is set; {detail}", "unset it to download models"
+        )
     return Check("model hub", "ok", detail)
 
 

@@ -108,7 +108,9 @@ class DryRunReport:
     cache_mode : str
         The mode that the experiment asks for.
     audio_hours : float
-        Audio of the corpus.
+        Audio of the corpus: what the cache holds.
+    train_hours : float
+        Audio of the training records.
     num_records : int
         Training records.
     download_bytes : float
@@ -126,7 +128,7 @@ class DryRunReport:
 
     Example
     -------
-    >>> report = DryRunReport([], [], {}, {"off": 0.0}, "off", 1.0, 10, 0.0, 0.0, 1e9, 0.0, {"here": 1e9})
+    >>> report = DryRunReport([], [], {}, {"off": 0.0}, "off", 1.0, 1.0, 10, 0.0, 0.0, 1e9, 0.0, {"here": 1e9})
     >>> report.hours("here")
     0.0
     """
@@ -137,6 +139,7 @@ class DryRunReport:
     cache_rate: dict
     cache_mode: str
     audio_hours: float
+    train_hours: float
     num_records: int
     download_bytes: float
     checkpoint_bytes: float
@@ -198,7 +201,8 @@ class DryRunReport:
         float
             Hours, encoder included.
         """
-        passes = 1 if self.cache_mode != "off" else sum(phase.epochs for phase in self.phases)
+        live = sum(phase.epochs for phase in self.phases) * self.train_hours / (self.audio_hours or 1.0)
+        passes = 1.0 if self.cache_mode != "off" else live
         flops = sum(phase.flops for phase in self.phases) + passes * self.encode_flops
         return flops / self.rates[device] / 3600
 
@@ -218,8 +222,19 @@ class DryRunReport:
         lines = ["Dry run: nothing was downloaded or trained.", ""]
         lines += _table(
             ["module", "parameters", "trainable", "kept as", "weights"],
-            [[m.name, f"{m.parameters:,}", f"{m.trainable:,}", m.dtype, _size(m.weight_bytes)] for m in self.modules]
-            + [["all", f"{self.parameters:,}", f"{self.trainable:,} ({100 * self.trainable_share:.3g} %)", "", ""]],
+            [
+                [m.name, f"{m.parameters:,}", f"{m.trainable:,}", m.dtype, _size(m.weight_bytes)]
+                for m in self.modules
+            ]
+            + [
+                [
+                    "all",
+                    f"{self.parameters:,}",
+                    f"{self.trainable:,} ({100 * self.trainable_share:.3g} %)",
+                    "",
+                    "",
+                ]
+            ],
         )
         lines.append("")
         lines += _table(
@@ -232,13 +247,15 @@ class DryRunReport:
         disk.append(["one checkpoint", _size(self.checkpoint_bytes)])
         for mode, rate in self.cache_rate.items():
             chosen = " <- this experiment" if mode == self.cache_mode else ""
-            disk.append([f"cache: {mode} ({_size(rate)} a second of audio)", _size(self.cache_bytes(mode)) + chosen])
+            disk.append(
+                [f"cache: {mode} ({_size(rate)} a second of audio)", _size(self.cache_bytes(mode)) + chosen]
+            )
         disk.append(["free here", _size(self.free_disk_bytes)])
         lines += _table([f"disk ({self.audio_hours:g} h of audio)", ""], disk)
         needed = self.download_bytes + 3 * self.checkpoint_bytes + self.cache_bytes()
         if needed > self.free_disk_bytes:
             lines.append(
-                f"NOT ENOUGH DISK: about {_size(needed)} are needed and {_size(self.free_disk_bytes)} are free; "
+                f"NOT ENOUGH DISK: about {_size(needed)} are needed, {_size(self.free_disk_bytes)} are free; "
                 "set cache: off, or another output folder"
             )
         lines.append("")
@@ -250,7 +267,10 @@ class DryRunReport:
         lines.append("")
         lines += _table(
             ["training time, evaluation apart", ""],
-            [[f"at {rate / 1e12:.3g} TFLOP/s ({name})", _hours(self.hours(name))] for name, rate in self.rates.items()],
+            [
+                [f"at {rate / 1e12:.3g} TFLOP/s ({name})", _hours(self.hours(name))]
+                for name, rate in self.rates.items()
+            ],
         )
         lines.append("")
         lines += [f"assumed: {text}" for text in self.assumptions]
@@ -260,9 +280,11 @@ class DryRunReport:
 def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, device=None):
     """Estimate an experiment from its hyper-parameters.
 
-    Reads ``encoder``, ``front_end`` and ``llm`` (each ``!name:`` in the YAML, so that nothing is built yet) and
+    Reads ``encoder``, ``front_end`` and ``llm`` (each ``!name:`` in the YAML, so that nothing is built yet)
+    and
     ``phases``; the size of the corpus from the training manifest where it is written already, else from
-    ``corpus_hours`` and ``num_train_records``; where they are given also ``cycles``, ``cache``, ``limits``,
+    ``corpus_hours`` and ``num_train_records`` (and ``num_corpus_records`` where the hours are those of more than
+    the training part); where they are given also ``cycles``, ``cache``, ``limits``,
     ``text_positions``, ``answer_positions`` and ``output_folder``.
 
     Arguments
@@ -272,7 +294,7 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
     num_records : int, optional
         Training records; default as the manifest or ``num_train_records`` says.
     audio_hours : float, optional
-        Audio of these records; default as the manifest or ``corpus_hours`` says.
+        Audio of the corpus; default as the manifests or ``corpus_hours`` says.
     sustained_flops : float, optional
         Floating-point operations a second that training reaches; default: measured here by a matrix product.
     device : str, optional
@@ -298,7 +320,9 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
     (8030261248, 13631488, 10)
     """
     written = _manifest_size(hparams)
-    num_records = int(_needed(hparams, "num_train_records", written[0] if num_records is None else num_records))
+    num_records = int(
+        _needed(hparams, "num_train_records", written[0] if num_records is None else num_records)
+    )
     audio_hours = float(_needed(hparams, "corpus_hours", written[1] if audio_hours is None else audio_hours))
     llm = _on_meta("llm", _needed(hparams, "llm", None))
     encoder = front_end = None
@@ -320,7 +344,8 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
     quantized = hparams["llm"].keywords.get("quantization") == "4bit"
     modules = _module_costs(model, trainable_ids, quantized)
 
-    seconds = audio_hours * 3600 / max(num_records, 1)
+    corpus_records = written[2] or hparams.get("num_corpus_records") or num_records
+    seconds = audio_hours * 3600 / max(corpus_records, 1)
     text = int(hparams.get("text_positions") or 150)
     answer = int(hparams.get("answer_positions") or 60)
     frames = encoder.num_frames(int(seconds * encoder.sample_rate)) if encoder is not None and seconds else 0
@@ -335,7 +360,9 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
         record_flops = training_flops(llm, front_end, positions, answer, frames, checkpointing)
         steps = phase.epochs * steps_per_epoch(records, phase.batch_size)
         phases.append(
-            PhaseCost(key, phase_trainable[phase.name], phase.epochs, steps, phase.epochs * records * record_flops)
+            PhaseCost(
+                key, phase_trainable[phase.name], phase.epochs, steps, phase.epochs * records * record_flops
+            )
         )
 
     rows, limits = max(p.batch_size for p in schedule.phases), hparams.get("limits") or {}
@@ -364,14 +391,16 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
         folder = folder.parent
     free = os.statvfs(folder)
     assumptions = [
-        f"{num_records:,} training records of {seconds:.2f} s on average; {text} text and {slots} slot positions a "
-        f"prompt, {answer} of them the answer (text_positions, answer_positions)",
-        f"micro-batches of {batch_positions:,} packed positions and {batch_frames:,} encoder frames "
-        "(limits)",
+        f"{num_records:,} training records of {seconds:.2f} s on average; {text} text and {slots} slot "
+        f"positions a prompt, {answer} of them the answer (text_positions, answer_positions)",
+        f"micro-batches of {batch_positions:,} packed positions and {batch_frames:,} encoder frames (limits)",
         f"AdamW with float32 masters; gradient checkpointing {'on' if checkpointing else 'off'}; "
         f"language model {'in 4 bits (NF4)' if quantized else 'not quantised'}",
-        f"{100 * UTILISATION:.0f} % of the matrix-multiplication rate is sustained; loading and evaluation not counted",
+        f"{100 * UTILISATION:.0f} % of the matrix-multiplication rate is sustained; "
+        "loading and evaluation are not counted",
     ]
+    if hparams.get("folds"):
+        assumptions.append(f"one of {len(hparams['folds'])} folds; all take as many times the hours")
     return DryRunReport(
         modules=modules,
         phases=phases,
@@ -379,6 +408,7 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
         cache_rate=cache_rates(encoder, front_end),
         cache_mode=_cache_mode(hparams),
         audio_hours=audio_hours,
+        train_hours=num_records * seconds / 3600,
         num_records=num_records,
         download_bytes=_download_bytes(hparams, encoder, llm),
         checkpoint_bytes=float((4 + ADAM_STATE_BYTES) * most_trainable),
@@ -397,14 +427,17 @@ def _needed(hparams, key, given):
 
 
 def _manifest_size(hparams):
-    """(records, hours) of a training manifest that is written already, else (None, None)."""
-    path = (hparams.get("manifests") or {}).get("train")
-    if path is None or not Path(str(path)).is_file():
-        return None, None
-    records = json.loads(Path(str(path)).read_text(encoding="utf-8")).values()
+    """(training records, hours of all parts, records of all parts) of written manifests, else three None."""
+    paths = {part: Path(str(path)) for part, path in (hparams.get("manifests") or {}).items()}
+    if "train" not in paths or not all(path.is_file() for path in paths.values()):
+        return None, None, None
+    parts = {part: json.loads(path.read_text(encoding="utf-8")) for part, path in paths.items()}
+    records = [record for part in parts.values() for record in part.values()]
     # A dialogue's record lists its audios; any other has one of its own.
-    seconds = sum(audio.get("duration") or 0 for record in records for audio in record.get("audios") or [record])
-    return len(records), seconds / 3600
+    seconds = sum(
+        audio.get("duration") or 0 for record in records for audio in record.get("audios") or [record]
+    )
+    return len(parts["train"]), seconds / 3600, len(records)
 
 
 def _on_meta(name, build):
@@ -424,8 +457,8 @@ def _on_meta(name, build):
         overrides["architecture"] = known.get(str(source))
     if overrides["architecture"] is None:
         raise ValueError(
-            f"{name} names the model {source!r} without its architecture, so its size is unknown before a download: "
-            "take both from a fragment in hparams/backbones, as in "
+            f"{name} names the model {source!r} without its architecture, so its size is unknown before a "
+            "download: take both from a fragment in hparams/backbones, as in "
             f"`architecture: !ref <backbone[architecture]>`"
         )
     with torch.device("meta"):
@@ -532,14 +565,19 @@ def _cache_mode(hparams):
 
 
 def _download_bytes(hparams, encoder, llm):
-    """Published files: float32 for the encoders, 16 bits for the language models; local folders are here already."""
+    """Published files: 32 bits for encoders, 16 for language models; local folders are here already."""
     total = 0.0
     for name, module, width in (("encoder", encoder, 4), ("llm", llm, 2)):
         source = hparams[name].keywords.get("source") if module is not None else None
-        # A hub name is "owner/model"; any other path is a folder that exists or that the preparation will make.
+        # A hub name is "owner/model"; any other path is a folder that exists or that the preparation will
+        # make.
         is_hub_name = source is not None and str(source).count("/") == 1 and not Path(str(source)).exists()
         if is_hub_name and not str(source).startswith((".", "/", "~", "results")):
-            lora = {id(p) for m in module.trainable_groups()["llm.lora"] for p in m.parameters()} if name == "llm" else ()
+            lora = (
+                {id(p) for m in module.trainable_groups()["llm.lora"] for p in m.parameters()}
+                if name == "llm"
+                else ()
+            )
             total += width * sum(p.numel() for p in module.parameters() if id(p) not in lora)
     return total
 
@@ -555,10 +593,10 @@ def _llm_sizes(llm):
 def training_flops(llm, front_end, positions, answer, frames, checkpointing=False):
     """Floating-point operations of training on one record, encoder apart.
 
-    A frozen matrix costs 2 operations a weight and position forward and 2 backward (towards its input; its own
-    gradient is not computed), and 2 more where the forward pass is repeated; a trained one costs 2 + 4.
-    Attention adds 4 D a pair of positions, half of them masked, and twice that backward. The output layer sees
-    answer positions only.
+    A frozen matrix costs 2 operations a weight and position forward and 2 backward (towards its input; its
+    own gradient is not computed), and 2 more where the forward pass is repeated; a trained one costs 2 + 4.
+    Attention adds 4 D a pair of positions, half of them masked, and twice that backward. The output layer
+    sees answer positions only.
 
     Arguments
     ---------
@@ -611,7 +649,8 @@ def encoder_flops(encoder):
     """
     linear = sum(m.weight.numel() for m in encoder.modules() if isinstance(m, nn.Linear))
     flops = 2 * linear * encoder.frame_rate
-    # The convolutions of a waveform front run at the rate after their own stride, the last one at the frame rate.
+    # The convolutions of a waveform front run at the rate after their own stride, the last one at the frame
+    # rate.
     rate = encoder.frame_rate
     for module in reversed([m for m in encoder.modules() if isinstance(m, nn.Conv1d) and m.stride[0] > 1]):
         flops += 2 * module.weight.numel() * rate
@@ -682,7 +721,9 @@ def _table(header, rows):
 
     def line(cells):
         # Names to the left, numbers to the right.
-        return "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))).rstrip()
+        return "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))
+        ).rstrip()
 
     return [line(header), "  ".join("-" * w for w in widths), *(line(row) for row in rows)]
 

@@ -184,8 +184,9 @@ def plot_training_curves(log, path, panels=None, title="Training"):
     Arguments
     ---------
     log : sequence of dict
-        One entry an epoch, in order: quantity -> number; other values are ignored. ``epoch`` is the
-        position (default: the entry's number) and ``phase``, a name, marks where phases begin.
+        One entry an epoch, in order: quantity -> number, also one level down (``{"train": {"loss": 1.0}}``
+        is ``train_loss``); other values are ignored. ``epoch`` is the position
+        (default: the entry's number) and ``phase``, a name, marks where phases begin.
     path : str or Path
         PNG file to write.
     panels : sequence of sequence of str, optional
@@ -213,7 +214,7 @@ def plot_training_curves(log, path, panels=None, title="Training"):
     >>> plot_training_curves(log, tempfile.mkdtemp() + "/curves.png").name
     'curves.png'
     """
-    log = list(log)
+    log = [_flat(entry) for entry in log]
     numbers = {}
     for i, entry in enumerate(log):
         position = entry.get("epoch", i + 1)
@@ -274,6 +275,17 @@ def plot_training_curves(log, path, panels=None, title="Training"):
     return _save(figure, path)
 
 
+def _flat(entry):
+    """An entry of the log with nested quantities brought up: train -> loss becomes train_loss."""
+    flat = {}
+    for name, value in entry.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}_{inner}": v for inner, v in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
 def _quantity(name):
     """First word of a quantity's name after the split's: what its axis shows."""
     words = name.replace("_", " ").replace(".", " ").replace("/", " ").split()
@@ -294,7 +306,8 @@ def plot_latent_maps(coordinates, labels, scores, path, title="Latents"):
     Arguments
     ---------
     coordinates : dict
-        Latent -> (N, 2), from ``metrics.probes.latent_map``.
+        Latent -> (N, 2), from ``metrics.probes.latent_map``. What stands after a comma in a latent's name
+        (``content, frames``) is the unit of its vectors: latents that differ in it share a row.
     labels : dict
         Kind (``emotion``, ``speaker``, ``phoneme``) -> N labels (``None``: not drawn), or
         latent -> kind -> N labels where latents have different vectors.
@@ -325,54 +338,62 @@ def plot_latent_maps(coordinates, labels, scores, path, title="Latents"):
     >>> plot_latent_maps({"content": z}, labels, scores, tempfile.mkdtemp() + "/latents.png").name
     'latents.png'
     """
-    if not coordinates or not labels:
+    nested = bool(labels) and all(isinstance(v, dict) for v in labels.values())
+    panels = {}
+    for latent in coordinates:
+        for kind, values in (labels[latent] if nested else labels).items():
+            row = panels.setdefault(latent.split(",")[0], [])
+            row.append((latent, kind, list(values)))
+    if not panels:
         raise ValueError("nothing to draw: give at least one latent and one kind of label")
-    nested = all(isinstance(v, dict) for v in labels.values())
-    per_latent = {name: labels[name] if nested else labels for name in coordinates}
-    kinds = list(next(iter(per_latent.values())))
-    figure = _figure(4.6 * len(kinds) + 0.3, 3.7 * len(coordinates) + 0.5)
-    for row, (latent, points) in enumerate(coordinates.items()):
-        points = np.asarray(points, dtype=float)
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"coordinates of {latent} have shape {points.shape}: give (vectors, 2)")
-        for column, kind in enumerate(kinds):
-            values = list(per_latent[latent][kind])
+    columns = max(len(row) for row in panels.values())
+    figure = _figure(4.6 * columns + 0.3, 3.7 * len(panels) + 0.5)
+    for i, row in enumerate(panels.values()):
+        for k, (latent, kind, values) in enumerate(row):
+            points = np.asarray(coordinates[latent], dtype=float)
+            if points.ndim != 2 or points.shape[1] != 2:
+                raise ValueError(f"coordinates of {latent} have shape {points.shape}: give (vectors, 2)")
             if len(values) != len(points):
                 raise ValueError(f"{len(values)} labels of {kind} but {len(points)} points of {latent}")
-            axes = figure.add_subplot(len(coordinates), len(kinds), row * len(kinds) + column + 1)
-            names, rest = _kinds(values)
-            texts = np.array(["" if v is None else str(v) for v in values])
-            size = 14 if len(points) < 600 else 6
-            if rest:
-                other = ~np.isin(texts, [*names, ""])
-                axes.scatter(*points[other].T, s=size, color="0.8", label="other", linewidths=0)
-            for i, name in enumerate(names):
-                chosen = texts == name
-                axes.scatter(
-                    *points[chosen].T,
-                    s=size,
-                    color=COLOURS[i],
-                    marker=MARKERS[i % len(MARKERS)],
-                    alpha=0.75,
-                    linewidths=0,
-                    label=name,
-                )
+            axes = figure.add_subplot(len(panels), columns, i * columns + k + 1)
+            _scatter(axes, points, values)
             axes.set_title(f"{latent}: {kind}\n{_describe(scores.get((latent, kind)))}", fontsize=9)
-            axes.set_xlabel("t-SNE 1")
-            axes.set_ylabel("t-SNE 2")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.legend(
-                fontsize=7,
-                frameon=False,
-                markerscale=1.6 if size < 10 else 1.0,
-                loc="center left",
-                bbox_to_anchor=(1.0, 0.5),
-                handletextpad=0.1,
-                borderpad=0,
-            )
     figure.suptitle(title, fontsize=12)
     return _save(figure, path)
+
+
+def _scatter(axes, points, values):
+    """Points coloured by kind; rare kinds beyond the palette are grey, points without one are left out."""
+    names, rest = _kinds(values)
+    texts = np.array(["" if v is None else str(v) for v in values])
+    size = 14 if len(points) < 600 else 6
+    if rest:
+        other = ~np.isin(texts, [*names, ""])
+        axes.scatter(*points[other].T, s=size, color="0.8", label="other", linewidths=0)
+    for i, name in enumerate(names):
+        marker = MARKERS[i % len(MARKERS)]
+        axes.scatter(
+            *points[texts == name].T,
+            s=size,
+            color=COLOURS[i],
+            marker=marker,
+            alpha=0.75,
+            linewidths=0,
+            label=name,
+        )
+    axes.set_xlabel("t-SNE 1")
+    axes.set_ylabel("t-SNE 2")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(
+        fontsize=7,
+        frameon=False,
+        markerscale=1.6 if size < 10 else 1.0,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        handletextpad=0.1,
+        borderpad=0,
+    )
 
 
 def _describe(score):

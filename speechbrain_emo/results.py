@@ -840,7 +840,7 @@ def pool_folds(folders, **options):
         elif evaluation != settings:
             differing = sorted(k for k in {*evaluation, *settings} if evaluation.get(k) != settings.get(k))
             raise ValueError(
-                f"{folder} was evaluated with other {differing} than {folders[0]}: pool one experiment's folds"
+                f"{folder} was evaluated with other {differing} than {folders[0]}: not the same experiment"
             )
         for prediction in read_predictions(folder):
             name = prediction["id"]

@@ -1,7 +1,7 @@
-"""Bind every argument in an experiment's YAML to the signature that will receive it, without building anything.
+"""Bind every argument in a YAML to the signature that will receive it, without building anything.
 
-A misspelt argument otherwise shows itself only when its object is built: for a ``!name:`` entry that may be hours
-into a run, and for a ``**kwargs`` never.
+A misspelt argument otherwise shows itself only when its object is built: for a ``!name:`` entry that may be
+hours into a run, and for a ``**kwargs`` never.
 """
 
 import inspect
@@ -61,11 +61,12 @@ def check_yaml(yaml, overrides=None, folder=None):
     Returns
     -------
     list of BindingProblem
-        Empty when all is well. References that lead nowhere and missing files of ``!include:`` are problems too.
+        Empty when all is well. References that lead nowhere and missing files of ``!include:`` are problems
+        too.
 
     Example
     -------
-    >>> print(*check_yaml("size: 3\\nlayer: !new:torch.nn.Linear\\n    in_features: !ref <size>\\n    out: 2\\n"))
+    >>> print(*check_yaml("size: 3\\nlayer: !new:torch.nn.Linear\\n    in_features: !ref <size>\\n"))
     layer (!new:torch.nn.Linear): missing a required argument: 'out_features'; it takes (in_features: int, ...
     >>> check_yaml("opt: !name:torch.optim.AdamW\\n    betas: [0.9, 0.98]\\n")
     []
@@ -77,7 +78,9 @@ def check_yaml(yaml, overrides=None, folder=None):
         text = yaml
     early = [tag for tag in RUN_EARLY_TAGS if tag in text]
     if early:
-        return [BindingProblem("(file)", early[0], "is run while references are resolved; use !apply: instead")]
+        return [
+            BindingProblem("(file)", early[0], "is run while references are resolved; use !apply: instead")
+        ]
     stream = io.StringIO(text)
     if folder is not None:
         # HyperPyYAML takes the folder of `!include:` from the name of the stream.
@@ -94,7 +97,7 @@ def check_yaml(yaml, overrides=None, folder=None):
 
 
 def _fill_placeholders(text, overrides):
-    """Overrides with a value for each `!PLACEHOLDER` that they leave open: a user gives it on the command line."""
+    """Overrides with a value for each `!PLACEHOLDER` that they leave open: a user gives it when calling."""
     reader = YAML(typ="rt", pure=True)
     content = reader.load(text) or {}
     given = reader.load(overrides) if isinstance(overrides, str) else dict(overrides or {})
@@ -106,7 +109,7 @@ def _fill_placeholders(text, overrides):
 
 
 def _retagged(base, overrides, key, problems):
-    """Overrides that name another class than the file: HyperPyYAML merges their arguments under the old name."""
+    """Overrides that name another class than the file: HyperPyYAML merges them under the old name."""
     if not isinstance(base, Mapping) or not isinstance(overrides, Mapping):
         return
     for name, value in overrides.items():
@@ -114,7 +117,9 @@ def _retagged(base, overrides, key, problems):
         old, new = _tag(base.get(name)), _tag(value)
         if isinstance(value, Mapping) and isinstance(base.get(name), Mapping):
             if new and new != old:
-                problems.append(BindingProblem(here, new, f"an override keeps the tag of the file, {old or 'none'}"))
+                problems.append(
+                    BindingProblem(here, new, f"an override keeps the tag of the file, {old or 'none'}")
+                )
             _retagged(base[name], value, here, problems)
 
 
@@ -134,7 +139,9 @@ def _walk(node, key, problems, seen):
         if problem:
             problems.append(BindingProblem(key or "(file)", tag, problem))
     elif tag.startswith("!") and not tag.startswith("!tuple"):
-        problems.append(BindingProblem(key or "(file)", tag, f"unknown tag; known are {', '.join(BUILDING_TAGS)}"))
+        problems.append(
+            BindingProblem(key or "(file)", tag, f"unknown tag; known are {', '.join(BUILDING_TAGS)}")
+        )
     if isinstance(node, Mapping):
         for name, value in node.items():
             _walk(value, f"{key}[{name}]" if key else str(name), problems, seen)

@@ -1,6 +1,7 @@
-"""A complete tiny system with random weights, for tests: every part of the real classes, small enough for seconds."""
+"""A complete tiny system with random weights, for tests: every part is of the real classes."""
 
 import functools
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from speechbrain_emo.prompts import AnswerFormat, InstructionTask, Packer
 TEXTS = [
     "transcript: the sky is blue\npitch: low\nspeed: fast\nvolume: normal\nemphasis: none\nemotion: sad",
     "transcript: bring it back\npitch: high\nspeed: slow\nvolume: normal\nemphasis: back\nemotion: happy",
-    "How does the speaker sound? Write the transcript, then the descriptors, then the emotion: angry, neutral.",
+    "How does the speaker sound? Write the transcript, then the descriptors, then the emotion: angry, "
+    "neutral.",
 ]
 HUBERT = {
     "hidden_size": 16,
@@ -66,7 +68,10 @@ def tiny_tasks(chain=True):
     if chain:
         tasks["explain"] = InstructionTask(
             "explain",
-            ["{content} {descriptor} Write the transcript, then the descriptors, then the emotion."],
+            [
+                "{content} {descriptor} Write the transcript, then the descriptors, then the emotion.",
+                "{descriptor} How does the speaker sound? {content}",
+            ],
             list(FIELDS),
             answer_format,
             system="You listen.",
@@ -88,7 +93,7 @@ class TinySystem:
 
 
 def build_tiny_system(folder, lora=True, chain=True, seed=1, bottleneck=True, stack=5):
-    """Build backbones in a folder and a model over them; the trainable weights are random, not at their start.
+    """Build backbones in a folder and a model over them; the trainable weights are random everywhere.
 
     Arguments
     ---------
@@ -115,7 +120,9 @@ def build_tiny_system(folder, lora=True, chain=True, seed=1, bottleneck=True, st
     answer_format, tasks = tiny_tasks(chain)
     factories = {
         "encoder": functools.partial(SpeechEncoder, source=encoder_folder, layers="all"),
-        "llm": functools.partial(SpeechLLM, source=llm_folder, lora={"r": 2, "lora_alpha": 4} if lora else None),
+        "llm": functools.partial(
+            SpeechLLM, source=llm_folder, lora={"r": 2, "lora_alpha": 4} if lora else None
+        ),
         "front_end": functools.partial(
             VIBFrontEnd,
             branches=["content", "descriptor"],
@@ -166,3 +173,56 @@ def write_tone(path, seconds=1.0, f0=150.0, sample_rate=16000, seed=0, channels=
         samples = np.stack([samples] * channels, 1)
     soundfile.write(str(path), samples, sample_rate, subtype=subtype)
     return path
+
+
+def write_good_files(folder):
+    """name -> path of recordings that must give a result."""
+    files = {
+        "plain": write_tone(folder / "plain.wav", 1.0, 150),
+        "rate_96k": write_tone(folder / "rate_96k.wav", 0.6, 200, sample_rate=96000),
+        "rate_8k": write_tone(folder / "rate_8k.wav", 0.6, 120, sample_rate=8000),
+        "bits_24": write_tone(folder / "bits_24.wav", 0.7, 170, subtype="PCM_24"),
+        "channels_8": write_tone(folder / "channels_8.wav", 0.5, 130, channels=8),
+        "flac": write_tone(folder / "x.flac", 0.9, 140),
+        "silence": folder / "silence.wav",
+        "short": write_tone(folder / "short.wav", 0.03, 150),
+        "spaces": write_tone(folder / "Ä b (1).wav", 1.4, 160),
+    }
+    soundfile.write(str(files["silence"]), np.zeros(16000), 16000)
+    return files
+
+
+def write_bad_files(folder):
+    """name -> (path, what the error must say) of files that cannot be used."""
+    names = ("empty", "header", "truncated", "text", "nan", "tiny", "hour", "no_samples", "noise")
+    files = {name: folder / f"{name}.wav" for name in names}
+    files["empty"].write_bytes(b"")
+    whole = write_tone(folder / "whole.wav", 1.0).read_bytes()
+    files["header"].write_bytes(whole[:30])
+    files["truncated"].write_bytes(whole[:20000])
+    files["text"].write_text("this is not audio\n" * 10)
+    soundfile.write(str(files["nan"]), np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    write_tone(files["tiny"], 0.01)
+    hour = 3600 * 8000
+    with open(files["hour"], "wb") as stream:  # Sparse: only the header is written.
+        fmt = struct.pack("<HHIIHH", 1, 1, 8000, 8000, 1, 8)
+        stream.write(b"RIFF" + struct.pack("<I", 36 + hour) + b"WAVEfmt " + struct.pack("<I", 16) + fmt)
+        stream.write(b"data" + struct.pack("<I", hour))
+        stream.truncate(44 + hour)
+    soundfile.write(str(files["no_samples"]), np.zeros(0), 16000)
+    files["noise"].write_bytes(np.random.default_rng(0).bytes(5000))
+    said = {
+        "empty": "empty",
+        "header": "truncated",
+        "truncated": "truncated",
+        "text": "not an audio file",
+        "nan": "NaN",
+        "tiny": "too short",
+        "hour": "longer than",
+        "no_samples": "no samples",
+        "noise": "not an audio file",
+    }
+    bad = {name: (path, said[name]) for name, path in files.items()}
+    bad["missing"] = (folder / "missing.wav", "no such file")
+    bad["folder"] = (folder, "folder")
+    return bad

@@ -13,7 +13,14 @@ from speechbrain_emo.lobes.tiny_llm import build_tiny_llm
 
 
 def prepare_text(
-    manifest_folder, save_folder, llm_folder, num_train=12000, num_valid=300, vocab_size=600, seed=1234, **sizes
+    manifest_folder,
+    save_folder,
+    llm_folder,
+    num_train=12000,
+    num_valid=300,
+    vocab_size=600,
+    seed=1234,
+    **sizes,
 ):
     """Write text manifests and a randomly initialised language model with its tokenizer.
 
@@ -47,7 +54,9 @@ def prepare_text(
     for split in ("valid", "test"):
         path = Path(manifest_folder) / f"{split}.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: prepare the corpus first (hparams/demo_encoder.yaml)")
+            raise FileNotFoundError(
+                f"{path} does not exist: prepare the corpus first (hparams/demo_encoder.yaml)"
+            )
         exclude += [r["transcript"] for r in json.loads(path.read_text(encoding="utf-8")).values()]
     records = text_records(num_train + num_valid, seed, exclude)
     parts = {"train": records[:num_train], "valid": records[num_train:]}
@@ -56,5 +65,7 @@ def prepare_text(
             Path(save_folder) / f"{split}.json",
             {r["id"]: {**{k: v for k, v in r.items() if k != "id"}, "duration": 0.0} for r in part},
         )
-    build_tiny_llm(llm_folder, tokenizer_texts(seed=seed, exclude=exclude), vocab_size=vocab_size, seed=seed, **sizes)
+    build_tiny_llm(
+        llm_folder, tokenizer_texts(seed=seed, exclude=exclude), vocab_size=vocab_size, seed=seed, **sizes
+    )
     stamp.write_text(wanted, encoding="utf-8")

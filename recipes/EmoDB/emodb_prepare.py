@@ -4,30 +4,18 @@ Source: F. Burkhardt, A. Paeschke, M. Rolfes, W. Sendlmeier, B. Weiss, "A Databa
 Interspeech 2005. Layout, licence and known faults: ``README.md`` beside this file.
 """
 
-import json
-import logging
+import functools
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from speechbrain_emo.dataio.audio import AudioError, audio_info
-from speechbrain_emo.dataio.descriptors import VALUES, describe, fit_thresholds, measure_manifest
-from speechbrain_emo.dataio.manifest import (
-    Finding,
-    ManifestError,
-    split_hash,
-    validate_manifest,
-    validate_splits,
-    write_manifest,
-    write_text_atomically,
-)
+from speechbrain_emo.dataio.manifest import Finding, ManifestError
+from speechbrain_emo.dataio.preparation import write_fold
 from speechbrain_emo.dataio.splits import (
     leave_one_speaker_and_sentence_out,
     leave_one_speaker_out,
     speaker_and_sentence_folds,
 )
-
-logger = logging.getLogger(__name__)
 
 #: Labels in the order of reports.
 EMOTIONS = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
@@ -74,28 +62,6 @@ _WHERE = (
     "Download http://emodb.bilderbar.info/download/download.zip (40 MB), unpack it and pass the folder that holds "
     "'wav' as data_folder; see recipes/EmoDB/README.md"
 )
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What a preparation wrote.
-
-    Arguments
-    ---------
-    manifests : dict
-        ``train``, ``valid``, ``test`` -> path.
-    thresholds : str or None
-        Path of the descriptor thresholds.
-    split_hash : str
-        Of :func:`speechbrain_emo.dataio.manifest.split_hash`.
-    findings : tuple of Finding
-        Faults of the corpus that were survived.
-    """
-
-    manifests: dict
-    thresholds: str
-    split_hash: str
-    findings: tuple
 
 
 def folds(holdout="speaker", num_sentence_groups=2):
@@ -172,7 +138,7 @@ def prepare_emodb(
 
     Returns
     -------
-    Preparation
+    speechbrain_emo.dataio.preparation.Preparation
 
     Raises
     ------
@@ -181,7 +147,7 @@ def prepare_emodb(
     ValueError
         If an argument is not one of the allowed values.
     """
-    data_folder, save_folder = Path(data_folder), Path(save_folder)
+    data_folder = Path(data_folder)
     _check_holdout(holdout)
     fold = f"{fold:02d}" if isinstance(fold, int) else str(fold)
     allowed = folds(holdout, num_sentence_groups)
@@ -194,76 +160,27 @@ def prepare_emodb(
             f"{data_folder}: no recordings of test speaker {fold[:2]}; speakers found: {', '.join(sorted(speakers))}. "
             f"{_WHERE}"
         )
-    measurements = {}
-    if measure:
-        cache = descriptor_cache or save_folder / "descriptors.jsonl"
-        measurements, failures = measure_manifest(
-            records,
-            cache_file=cache,
-            num_workers=num_workers,
-            language="de",
-            replacements={"data_root": data_folder},
-            progress=progress,
-            desc="EmoDB descriptors",
-        )
-        for key, message in failures.items():
-            findings.append(Finding(key, f"left out: {message}"))
-            del records[key]
 
-    if holdout == "speaker":
-        split = leave_one_speaker_out(records, fold, num_valid_speakers, seed)
-    else:
-        split = leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers, seed, num_sentence_groups)
-    parts = split.select(records)
-    thresholds = None
-    if measure:
-        train = list(parts["train"])
-        thresholds = fit_thresholds([measurements[i] for i in train], [records[i]["gender"] for i in train])
-        for part in parts.values():
-            for key, record in part.items():
-                measured = measurements[key]
-                record["descriptors"].update(describe(measured, record["gender"], thresholds))
-                record["measured"] = {n: None if v is None else round(v, 3) for n, v in asdict(measured).items()}
+    def make_split(usable):
+        if holdout == "speaker":
+            return leave_one_speaker_out(usable, fold, num_valid_speakers, seed)
+        return leave_one_speaker_and_sentence_out(usable, fold, num_valid_speakers, seed, num_sentence_groups)
 
-    replacements = {"data_root": str(data_folder)}
-    for part in parts.values():
-        if part:
-            findings += validate_manifest(
-                part, EMOTIONS, require_transcript=True, replacements=replacements, descriptor_values=VALUES
-            )
-    needed = {name: part for name, part in parts.items() if name != "valid" or num_valid_speakers}
-    findings += validate_splits(needed)
-    if holdout == "speaker_and_sentence":
-        _check_sentences(parts)
-
-    manifests = {}
-    for name, part in parts.items():
-        manifests[name] = str(save_folder / f"{name}.json")
-        write_manifest(manifests[name], part)
-    thresholds_file = None
-    if thresholds is not None:
-        thresholds_file = str(save_folder / "thresholds.json")
-        write_text_atomically(thresholds_file, json.dumps(thresholds.to_dict(), indent=1) + "\n")
-    digest = split_hash(parts)
-    summary = {
-        "corpus": "EmoDB",
-        "fold": fold,
-        "holdout": holdout,
-        "seed": seed,
-        "speakers": {name: sorted({r["speaker"] for r in part.values()}) for name, part in parts.items()},
-        "sentences": {name: sorted({r["sentence"] for r in part.values()}) for name, part in parts.items()},
-        "num_records": {name: len(part) for name, part in parts.items()},
-        "num_of_emotion": {
-            name: {e: sum(r["emotion"] == e for r in part.values()) for e in EMOTIONS} for name, part in parts.items()
-        },
-        "split_hash": digest,
-        "findings": [str(finding) for finding in findings],
-    }
-    write_text_atomically(save_folder / "preparation.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
-    for finding in findings:
-        logger.info("EmoDB: %s", finding)
-    logger.info("EmoDB fold %s: %s records, %d findings", fold, summary["num_records"], len(findings))
-    return Preparation(manifests, thresholds_file, digest, tuple(findings))
+    return write_fold(
+        "EmoDB",
+        records,
+        make_split,
+        data_folder,
+        save_folder,
+        EMOTIONS,
+        language="de",
+        measure=measure,
+        descriptor_cache=descriptor_cache,
+        num_workers=num_workers,
+        progress=progress,
+        settings={"holdout": holdout, "num_sentence_groups": num_sentence_groups, "seed": seed},
+        findings=findings,
+    )
 
 
 def read_corpus(data_folder):
@@ -300,11 +217,17 @@ def read_corpus(data_folder):
             continue
         match = _NAME.fullmatch(path.stem)
         if path.suffix.lower() != ".wav" or not match:
-            findings.append(Finding(f"wav/{path.name}", "left out: not a name of EmoDB (such as 03a01Fa.wav)"))
+            findings.append(
+                Finding(f"wav/{path.name}", "left out: not a name of EmoDB (such as 03a01Fa.wav)")
+            )
             continue
         unknown = [
             f"{what} {match[what]!r}"
-            for what, known in (("speaker", SPEAKERS), ("sentence", SENTENCES), ("emotion", _EMOTION_OF_LETTER))
+            for what, known in (
+                ("speaker", SPEAKERS),
+                ("sentence", SENTENCES),
+                ("emotion", _EMOTION_OF_LETTER),
+            )
             if match[what] not in known
         ]
         if unknown:
@@ -386,28 +309,37 @@ def word_intervals(syllables, transcript):
     [{'word': 'Der', 'start': 0.0, 'end': 0.1}, {'word': 'Lappen', 'start': 0.1, 'end': 0.4}]
     """
     words = re.findall(r"\w+", transcript)
+    bounds = _group(tuple(text.lower() for text, _, _ in syllables), tuple(word.lower() for word in words))
+    return [
+        {"word": word, "start": syllables[begin][1], "end": syllables[end - 1][2]}
+        for word, (begin, end) in zip(words, bounds)
+    ]
+
+
+@functools.lru_cache(maxsize=1024)
+def _group(syllables, words):
+    """(first syllable, end) of every word; empty if there are fewer syllables than words."""
     if not words or len(syllables) < len(words):
-        return []
+        return ()
     longest = 6
-    # best[w][s]: least distance when the first w words hold the first s syllables, and where the last word began.
-    best = [{0: (0, None)}]
+    # best[w][s]: least distance when the first w words hold the first s syllables, and where the last one began.
+    # Of equal ones the later beginning is taken: a reduced syllable ("neben bm dem") belongs to the word before.
+    best = [{0: (0, 0)}]
     for word in words:
         row = {}
         for begin, (distance, _) in best[-1].items():
             for end in range(begin + 1, min(begin + longest, len(syllables)) + 1):
-                spoken = "".join(s[0].lower() for s in syllables[begin:end])
-                total = distance + _edit_distance(spoken, word.lower())
-                if end not in row or total < row[end][0]:
-                    row[end] = (total, begin)
+                candidate = (distance + _edit_distance("".join(syllables[begin:end]), word), -begin)
+                row[end] = min(row.get(end, candidate), candidate)
         best.append(row)
     if len(syllables) not in best[-1]:
-        return []
-    end, intervals = len(syllables), []
-    for number in range(len(words), 0, -1):
-        begin = best[number][end][1]
-        intervals.append({"word": words[number - 1], "start": syllables[begin][1], "end": syllables[end - 1][2]})
+        return ()
+    end, bounds = len(syllables), []
+    for row in reversed(best[1:]):
+        begin = -row[end][1]
+        bounds.append((begin, end))
         end = begin
-    return intervals[::-1]
+    return tuple(reversed(bounds))
 
 
 def _edit_distance(a, b):
@@ -437,7 +369,9 @@ def _check_layout(data_folder):
         inner = [p.parent.name for p in data_folder.glob("*/wav") if p.is_dir()]
         if inner:
             missing.append(f"perhaps you mean {data_folder / inner[0]}")
-    elif not any(_NAME.fullmatch(p.stem) and p.suffix.lower() == ".wav" for p in (data_folder / "wav").iterdir()):
+    elif not any(
+        _NAME.fullmatch(p.stem) and p.suffix.lower() == ".wav" for p in (data_folder / "wav").iterdir()
+    ):
         held = sorted(p.name for p in (data_folder / "wav").iterdir())
         missing.append(
             f"recordings named like 03a01Fa.wav in {data_folder / 'wav'} (found: {', '.join(held[:5]) or 'nothing'})"
@@ -489,8 +423,14 @@ def _read_words(path, record):
     words = word_intervals(syllables, record["transcript"])
     if not words:
         return None, f"no word times: {path.name} has {len(syllables)} syllables, too few for the sentence"
+    empty = [word["word"] for word in words if word["end"] <= word["start"]]
+    if empty:
+        return None, f"no word times: {path.name} has an interval of length 0 for {', '.join(empty)}"
     if words[-1]["end"] > record["duration"] + 0.05:
-        return None, f"no word times: {path.name} ends at {words[-1]['end']} s, the recording at {record['duration']} s"
+        return (
+            None,
+            f"no word times: {path.name} ends at {words[-1]['end']} s, the recording at {record['duration']} s",
+        )
     return words, None
 
 
@@ -503,11 +443,3 @@ def _orphans(data_folder, records):
             for name in sorted(names - set(records)):
                 findings.append(Finding(name, f"labels in {folder} without a usable recording"))
     return findings
-
-
-def _check_sentences(parts):
-    tested = {r["sentence"] for r in parts["test"].values()}
-    for name in ("train", "valid"):
-        shared = tested & {r["sentence"] for r in parts[name].values()}
-        if shared:
-            raise ManifestError(f"sentences in {name} and test: {', '.join(sorted(shared))}")

@@ -76,14 +76,31 @@ class AtomicCheckpointer(Checkpointer):
             shutil.rmtree(path)
 
     @main_process_only
-    def keep_only(self, checkpoints):
-        """Delete all checkpoints but the given ones; a kill in between leaves no half checkpoint."""
-        kept = {c.path for c in checkpoints}
+    def keep_best(self, phases):
+        """Delete all but the newest checkpoint and, of each phase, the one with the lowest validation loss.
+
+        Runs on the main process alone, since others must not list folders that are being removed. A kill in
+        between leaves no half checkpoint.
+
+        Arguments
+        ---------
+        phases : sequence of str
+            Values of the meta entry ``phase``.
+        """
+        kept = {c.path for c in self.find_checkpoints(max_num_checkpoints=1)}
+        for phase in phases:
+            kept |= {c.path for c in self.best(phase)}
         for checkpoint in self.list_checkpoints():
             if checkpoint.path not in kept:
                 doomed = checkpoint.path.with_name(PARTIAL_PREFIX + checkpoint.path.name)
                 os.rename(checkpoint.path, doomed)
                 shutil.rmtree(doomed)
+
+    def best(self, phase):
+        """Checkpoint of a phase with the lowest validation loss: a list of one or none."""
+        return self.find_checkpoints(
+            min_key="loss", ckpt_predicate=lambda c: c.meta.get("phase") == phase, max_num_checkpoints=1
+        )
 
     def load_only(self, checkpoint, names):
         """Load some of the recoverables of a checkpoint.

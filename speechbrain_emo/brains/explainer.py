@@ -109,7 +109,7 @@ class Explainer:
         self.num_beams = num_beams
 
     @torch.no_grad()
-    def explain(self, records, audio, gold=False, all_prompts=False, slots=None):
+    def explain(self, records, audio, gold=False, all_prompts=False, permutations=None):
         """Predict for a batch of records with one audio each.
 
         Arguments
@@ -122,16 +122,18 @@ class Explainer:
             Also score after the record's own transcript and descriptors.
         all_prompts : bool
             Also score under every wording of the label task.
-        slots : dict of str to torch.Tensor, optional
-            Slot embeddings that replace the front end's (interventions: shuffled descriptors and the like).
+        permutations : dict of str to list of int, optional
+            For a slot kind, whose embeddings each recording gets instead of its own (an intervention: what
+            depends on the kind is destroyed, what does not stays).
 
         Returns
         -------
         list of Prediction
         """
         lengths, embeddings = self.encode(audio)
-        if slots is not None:
-            embeddings = {**embeddings, **slots}
+        for kind, order in (permutations or {}).items():
+            embeddings[kind] = embeddings[kind][order]
+            lengths = [{**own, kind: lengths[other][kind]} for own, other in zip(lengths, order)]
         predictions = [Prediction(r["id"], None, {}, {}) for r in records]
         task = self.chain_task or self.transcript_task
         if task is not None:
@@ -159,7 +161,9 @@ class Explainer:
         features, num_frames = self.model.features(audio)
         front = self.model.front_end
         output = front(features, num_frames, noise_seeds=None)
-        lengths = [{k: front.num_positions(k, n) for k in self.packer.slot_kinds} for n in num_frames.tolist()]
+        lengths = [
+            {k: front.num_positions(k, n) for k in self.packer.slot_kinds} for n in num_frames.tolist()
+        ]
         return lengths, output.slots
 
     def _embed(self, records, task, lengths, embeddings, prefixes=None, number=None):
@@ -167,7 +171,9 @@ class Explainer:
         for i, record in enumerate(records):
             example = task.build({"id": record["id"]}, prompt_number=number)
             prefix = self.packer.answer_ids(prefixes[i]) if prefixes else ()
-            rows.append(self.packer.encode(example, [lengths[i]], with_answer=False, answer_prefix_ids=prefix))
+            rows.append(
+                self.packer.encode(example, [lengths[i]], with_answer=False, answer_prefix_ids=prefix)
+            )
         packed = self.packer.collate(rows, side="left").to(next(iter(embeddings.values())).device)
         return packed, self.model.llm.embed(packed, embeddings)
 
@@ -223,7 +229,9 @@ def as_result(prediction, record, answer_format):
     }
     if prediction.generated is not None:
         line["hypothesis"] = fields.get(TRANSCRIPT) or ""
-        line["predicted_descriptors"] = {n: answer_format.python_value(n, fields.get(n)) for n in descriptor_names}
+        line["predicted_descriptors"] = {
+            n: answer_format.python_value(n, fields.get(n)) for n in descriptor_names
+        }
         line["generated"] = fields.get(EMOTION)
         line["unparsable"] = fields.get(EMOTION) is None
     return line

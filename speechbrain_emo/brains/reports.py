@@ -36,7 +36,9 @@ def baselines(experiment):
         language = experiment.hparams.get("language", "en")
         runs.append(text_only_predictions(known, test, labels, language))
     if "probe" in wanted:
-        fields = [n for n in experiment.format.descriptor_names if isinstance(experiment.format.spec[n], tuple)]
+        fields = [
+            n for n in experiment.format.descriptor_names if isinstance(experiment.format.spec[n], tuple)
+        ]
         features = {}
         for split in experiment.data:
             features.update(pooled_features(experiment, split))
@@ -94,7 +96,9 @@ def collect_latents(experiment, splits=("valid", "test")):
     frame_rate = experiment.encoder.frame_rate
     for split in splits:
         data = experiment.data[split]
-        for i in list(range(len(data.records)))[:: max(len(data.records) // (MAX_UTTERANCES // len(splits)), 1)]:
+        for i in list(range(len(data.records)))[
+            :: max(len(data.records) // (MAX_UTTERANCES // len(splits)), 1)
+        ]:
             record = data.records[i]
             audio = data.collate_audio([data.records.audio(i)[0]]).to(experiment.brain.device)
             features, num_frames = model.features(audio)
@@ -104,7 +108,9 @@ def collect_latents(experiment, splits=("valid", "test")):
             utterances["emotion"].append(record["emotion"])
             utterances["speaker"].append(record["speaker"])
             phones = record.get("phones") or []
-            chosen = keyed_random("latents", record["id"]).sample(phones, min(FRAMES_PER_UTTERANCE, len(phones)))
+            chosen = keyed_random("latents", record["id"]).sample(
+                phones, min(FRAMES_PER_UTTERANCE, len(phones))
+            )
             for phone in chosen:
                 at = min(int((phone["start"] + phone["end"]) / 2 * frame_rate), int(num_frames[0]) - 1)
                 for branch, z in latents.items():
@@ -149,7 +155,11 @@ def latents(experiment):
                 metrics[f"test.latent.{branch}.{kind}_probe"] = score.accuracy
                 metrics[f"test.latent.{branch}.{kind}_silhouette"] = score.silhouette
     plots.plot_latent_maps(
-        coordinates, labels, scores, experiment.output_folder / "latents.png", "Latent means of held-out voices"
+        coordinates,
+        labels,
+        scores,
+        experiment.output_folder / "latents.png",
+        "Latent means of held-out voices",
     )
     return metrics
 
@@ -164,13 +174,8 @@ def pictures(experiment, metrics):
     metrics : dict
         Of ``results.json``.
     """
-    folder, labels = experiment.output_folder, list(experiment.format.labels)
-    for condition in ("own_chain", "speech"):
-        confusion = metrics.get(f"test.ser.{condition}.confusion")
-        if confusion is not None:
-            plots.plot_confusion_matrix(
-                np.array(confusion), labels, folder / f"confusion_{condition}.png", f"label|{condition}, held out"
-            )
+    folder = experiment.output_folder
+    confusion_pictures(metrics, list(experiment.format.labels), folder)
     if experiment.model.front_end is not None:
         plots.plot_layer_weights(experiment.model.front_end.mixing_weights(), folder / "layer_weights.png")
     log = []
@@ -183,6 +188,27 @@ def pictures(experiment, metrics):
                     flat[f"{part} {name}"] = value
         log.append(flat)
     plots.plot_training_curves(log, folder / "training.png")
+
+
+def confusion_pictures(metrics, labels, folder):
+    """A confusion matrix of each of the system's headline conditions.
+
+    Arguments
+    ---------
+    metrics : dict
+        Of ``results.json``.
+    labels : sequence of str
+        The labels in order.
+    folder : pathlib.Path
+        Where ``confusion_<condition>.png`` goes.
+    """
+    for condition in ("own_chain", "speech"):
+        confusion = metrics.get(f"test.ser.{condition}.confusion")
+        if confusion is not None:
+            title = f"label|{condition}, held-out speakers"
+            plots.plot_confusion_matrix(
+                np.array(confusion), labels, folder / f"confusion_{condition}.png", title
+            )
 
 
 def table(metrics):

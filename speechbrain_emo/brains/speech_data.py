@@ -8,29 +8,9 @@ from torch.utils.data import DataLoader, Dataset
 from speechbrain_emo.brains.speech_language_model import AudioBatch, MicroBatch
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.batching import Item, StepPlan, StepPlanner
+from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.phases import draw_slot_sources
 from speechbrain_emo.prompts.tasks import keyed_random, keyed_seed
-
-
-def record_audios(record):
-    """The audios of a record: its ``audios`` where it has them, else its own ``wav``.
-
-    Arguments
-    ---------
-    record : mapping
-        A record of a manifest.
-
-    Returns
-    -------
-    list of mapping
-        With ``wav``, ``duration`` and optionally ``start`` and ``stop``.
-
-    Example
-    -------
-    >>> record_audios({"wav": "a.wav", "duration": 1.0})[0]["wav"]
-    'a.wav'
-    """
-    return record["audios"] if record.get("audios") else [record] if record.get("wav") else []
 
 
 class SpeechRecords:
@@ -67,7 +47,7 @@ class SpeechRecords:
         @takes("record")
         @provides("audio")
         def audio(record):
-            return [self.load(a) for a in record_audios(record)]
+            return [self.load(a) for a in audio_segments(record)]
 
         self._data.add_dynamic_item(audio)
         self._data.set_output_keys(["audio"])
@@ -84,7 +64,11 @@ class SpeechRecords:
         if self.cache is not None:
             return self.cache.get(self.cache.key(audio))
         return load_audio(
-            audio["wav"], self.sample_rate, audio.get("start"), audio.get("stop"), max_duration=self.max_duration
+            audio["wav"],
+            self.sample_rate,
+            audio.get("start"),
+            audio.get("stop"),
+            max_duration=self.max_duration,
         )
 
     def audio(self, index):
@@ -93,7 +77,10 @@ class SpeechRecords:
 
     def num_frames(self, index):
         """Encoder frames of each audio of a record, from its duration."""
-        return [self.frames_of_samples(round(a["duration"] * self.sample_rate)) for a in record_audios(self[index])]
+        return [
+            self.frames_of_samples(round(a["duration"] * self.sample_rate))
+            for a in audio_segments(self[index])
+        ]
 
 
 class SpeechData(Dataset):
@@ -160,7 +147,9 @@ class SpeechData(Dataset):
         key = (index, task)
         if key not in self._lengths:
             built = self.tasks[task].build(
-                self.records[index], prompt_number=0, slot_sources=dict.fromkeys(self.packer.slot_kinds, "text")
+                self.records[index],
+                prompt_number=0,
+                slot_sources=dict.fromkeys(self.packer.slot_kinds, "text"),
             )
             self._lengths[key] = self.packer.encode(built).num_positions
         return self._lengths[key]

@@ -224,7 +224,9 @@ class SpeechLanguageModel(torch.nn.Module):
         if audio.features is not None:
             return audio.features, audio.lengths
         if self.encoder is None:
-            raise ValueError("the batch holds waveforms but the model has no encoder to turn them into features")
+            raise ValueError(
+                "the batch holds waveforms but the model has no encoder to turn them into features"
+            )
         encoded = self.encoder(audio.waveforms, audio.lengths)
         return encoded.features, encoded.num_frames
 

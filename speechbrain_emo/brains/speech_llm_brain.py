@@ -166,7 +166,9 @@ class SpeechLLMBrain(sb.Brain):
         elif stage == sb.Stage.VALID:
             phase, rank_world = self.position.phase, _world()
             items = self.valid_data.all_items(sorted(phase.tasks)) if self._validates() else []
-            self.valid_sampler.plans = self.valid_planner.plan_evaluation(items, self.position.key, *rank_world)
+            self.valid_sampler.plans = self.valid_planner.plan_evaluation(
+                items, self.position.key, *rank_world
+            )
 
     def _plans(self, position, epoch):
         items = self.train_data.draw_items(position.phase, position.key, epoch)
@@ -206,7 +208,10 @@ class SpeechLLMBrain(sb.Brain):
             if p.requires_grad:
                 (decay if p.dim() > 1 else plain).append(p)
         phase = self.position.phase if self.position else self.schedule.at(1).phase
-        groups = [{"params": decay, "weight_decay": phase.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [
+            {"params": decay, "weight_decay": phase.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         self.optimizer = self.opt_class([g for g in groups if g["params"]], lr=phase.lr)
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
@@ -268,7 +273,9 @@ class SpeechLLMBrain(sb.Brain):
             return
         tasks = {t for m in batch for t in m.tasks}
         if len(tasks) != 1:
-            raise ValueError(f"train_by_task needs steps of one task (step_by_task: true); this one has {sorted(tasks)}")
+            raise ValueError(
+                f"train_by_task needs steps of one task (step_by_task: true); this one has {sorted(tasks)}"
+            )
         moving = set(self.position.phase.train) | set(by_task[tasks.pop()])
         for name in self.model.trainable_names:
             if name not in moving:
@@ -364,12 +371,13 @@ class SpeechLLMBrain(sb.Brain):
                 # Written from the recoverable history, so that a resumed run has every line once.
                 text = "".join(json.dumps(x) + "\n" for x in self.progress["history"])
                 self.train_log.write_text(text, encoding="utf-8")
-            if self.logger_board is not None:
-                flat = [
-                    {k.replace("/", "_"): v for k, v in s.items() if isinstance(v, (int, float))}
-                    for s in (train, valid)
-                ]
-                self.logger_board.log_stats({"epoch": epoch}, train_stats=flat[0], valid_stats=flat[1])
+        if self.logger_board is not None:
+            # On every rank: SpeechBrain's main-process functions broadcast their result.
+            flat = [
+                {k.replace("/", "_"): v for k, v in s.items() if isinstance(v, (int, float))}
+                for s in (self._train_stats, valid_stats)
+            ]
+            self.logger_board.log_stats({"epoch": epoch}, train_stats=flat[0], valid_stats=flat[1])
         self._save(valid_stats["loss"])
 
     def _save(self, loss=None):
@@ -384,18 +392,10 @@ class SpeechLLMBrain(sb.Brain):
             self.step, self.avg_train_loss = 0, 0.0
         self.checkpointer.save_checkpoint(meta=meta, end_of_epoch=loss is not None, verbosity=logging.DEBUG)
         self.step, self.avg_train_loss = step, average
-        checkpoints = self.checkpointer.find_checkpoints(max_num_checkpoints=1)
-        for key in self.schedule.keys:
-            checkpoints += self._best(key)
-        self.checkpointer.keep_only(checkpoints)
+        self.checkpointer.keep_best(self.schedule.keys)
 
     def _save_intra_epoch_ckpt(self):
         self._save()
-
-    def _best(self, key):
-        return self.checkpointer.find_checkpoints(
-            min_key="loss", ckpt_predicate=lambda c: c.meta.get("phase") == key, max_num_checkpoints=1
-        )
 
     def load_best(self, key):
         """Load the weights of the best validation checkpoint of a pass of a phase, by its key.
@@ -407,9 +407,11 @@ class SpeechLLMBrain(sb.Brain):
         """
         if self.checkpointer is None:
             return
-        best = self._best(key)
+        best = self.checkpointer.best(key)
         if not best:
-            raise ValueError(f"no checkpoint of phase {key!r} in {self.checkpointer.checkpoints_dir}: train it first")
+            raise ValueError(
+                f"no checkpoint of phase {key!r} in {self.checkpointer.checkpoints_dir}: train it first"
+            )
         logger.info(f"Best of phase {key}: {best[0].path.name} (valid loss {best[0].meta['loss']:.4f})")
         self.checkpointer.load_only(best[0], WEIGHTS)
 

@@ -17,7 +17,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from tqdm import tqdm
 
 from speechbrain_emo import results
-from speechbrain_emo.baselines import merge_predictions
+from speechbrain_emo.baselines import merge_predictions, opensmile_svm
 from speechbrain_emo.brains import reports
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
 from speechbrain_emo.brains.explainer import Explainer, as_result
@@ -77,7 +77,9 @@ class SpeechLLMExperiment:
             if "output_scale" not in hparams["front_end"].keywords:
                 # Pseudo-embeddings start as large as the embeddings that the language model knows.
                 weight = self.llm.causal_lm.get_input_embeddings().weight
-                self.front_end_arguments["output_scale"] = float(weight.detach().float().square().mean().sqrt())
+                self.front_end_arguments["output_scale"] = float(
+                    weight.detach().float().square().mean().sqrt()
+                )
             front_end = hparams["front_end"](**self.front_end_arguments)
         live = self.encoder if self.cache is None else None
         self.model = SpeechLanguageModel(self.llm, front_end, live)
@@ -126,8 +128,7 @@ class SpeechLLMExperiment:
 
     def _brain(self):
         hparams = self.hparams
-        main = if_main_process()
-        if main:
+        if if_main_process():
             self.output_folder.mkdir(parents=True, exist_ok=True)
         return SpeechLLMBrain(
             {"model": self.model},
@@ -136,7 +137,7 @@ class SpeechLLMExperiment:
             self.data["valid"],
             hparams["limits"],
             train_log=self.output_folder / "train_log.jsonl",
-            logger_board=TensorboardLogger(str(self.output_folder / "tensorboard")) if main else None,
+            logger_board=TensorboardLogger(str(self.output_folder / "tensorboard")),
             thresholds=hparams.get("diagnosis_thresholds"),
             seed=hparams["seed"],
             num_workers=hparams.get("num_workers", 0),
@@ -175,7 +176,7 @@ class SpeechLLMExperiment:
         settings = self.hparams["evaluation"]
         return Explainer(self.brain.unwrapped(), self.packer, self.tasks, **explain_settings(settings))
 
-    def predict(self, split, gold=True, all_prompts=True):
+    def predict(self, split, gold=True, all_prompts=True, shuffled=None, limit=None):
         """Predict a split; ranks share it, every utterance is counted once.
 
         Arguments
@@ -186,6 +187,10 @@ class SpeechLLMExperiment:
             Also score after the gold descriptors.
         all_prompts : bool
             Also score under every wording.
+        shuffled : str, optional
+            A slot kind whose embeddings are exchanged between the recordings of a batch.
+        limit : int, optional
+            Only every so many-th recording, about this many in all.
 
         Returns
         -------
@@ -195,7 +200,8 @@ class SpeechLLMExperiment:
         data, explainer = self.data[split], self.explainer()
         rank, world_size = _world()
         # Similar lengths together; the order of the output does not depend on it.
-        order = sorted(range(len(data.records)), key=lambda i: (data.records[i]["duration"], i))[rank::world_size]
+        order = sorted(range(len(data.records)), key=lambda i: (data.records[i]["duration"], i))
+        order = order[:: max(len(order) // limit, 1) if limit else 1][rank::world_size]
         size = self.hparams["evaluation"].get("batch_size", 16)
         lines = []
         for start in tqdm(range(0, len(order), size), desc=f"evaluate {split}", disable=rank > 0):
@@ -203,7 +209,12 @@ class SpeechLLMExperiment:
             records = [data.records[i] for i in numbers]
             audio = data.collate_audio([data.records.audio(i)[0] for i in numbers]).to(self.brain.device)
             with self.brain.evaluation_ctx:
-                predictions = explainer.explain(records, audio, gold, all_prompts)
+                exchange = None
+                if shuffled is not None:
+                    # Neighbours in length may be alike in speed, so partners are half a batch apart.
+                    half = len(numbers) // 2
+                    exchange = {shuffled: [(k + max(half, 1)) % len(numbers) for k in range(len(numbers))]}
+                predictions = explainer.explain(records, audio, gold, all_prompts, exchange)
             lines += [(i, as_result(p, r, self.format)) for i, p, r in zip(numbers, predictions, records)]
         if world_size > 1:
             gathered = [None] * world_size
@@ -226,6 +237,30 @@ class SpeechLLMExperiment:
                 for label, score in scores.items():
                     largest = max(largest, abs(score - lines[i]["scores"][condition][label]))
         return changed, largest, len(numbers)
+
+    def interventions(self, arguments):
+        """What is left when a branch's embeddings are exchanged between recordings.
+
+        Arguments
+        ---------
+        arguments : dict
+            Keyword arguments of ``compute_results``.
+
+        Returns
+        -------
+        dict
+            ``shuffled_<kind>.<task>.<condition>.<metric>`` over ``evaluation.interventions`` recordings, and
+            ``unshuffled...`` over the same recordings.
+        """
+        found = {}
+        for kind in (None, *self.packer.slot_kinds):
+            lines = self.predict(
+                "test", False, False, shuffled=kind, limit=self.hparams["evaluation"]["interventions"]
+            )
+            name = "unshuffled" if kind is None else f"shuffled_{kind}"
+            scores = results.compute_results(lines, split=name, java=False, num_resamples=100, **arguments)
+            found.update({k: v for k, v in scores.items() if isinstance(v, float)})
+        return found
 
     def evaluate(self):
         """Predict validation and test, calibrate, score, draw, and write ``results.json``.
@@ -261,6 +296,7 @@ class SpeechLLMExperiment:
         changes = None
         if settings.get("chain_task") and settings.get("check_batch"):
             changes = self.prefix_changes(lines, "test", settings["check_batch"])
+        interventions = self.interventions(arguments) if settings.get("interventions") else {}
         self.temperature = temperature
         self.evaluation_arguments = arguments
         metrics = {}
@@ -268,7 +304,9 @@ class SpeechLLMExperiment:
             lines = merge_predictions(lines, *reports.baselines(self))
             results.write_predictions(self.output_folder, lines)
             results.write_predictions(self.output_folder / "valid_predictions.jsonl", valid)
-            metrics = results.compute_results(lines, split="test", java=settings.get("java", False), **arguments)
+            metrics = results.compute_results(
+                lines, split="test", java=settings.get("java", False), **arguments
+            )
             metrics.update(prompt_spread(lines, labels))
             if changes is not None:
                 names = ("prefix_changes", "score_change", "prefix_checked")
@@ -276,6 +314,7 @@ class SpeechLLMExperiment:
             if hparams.get("oracle"):
                 oracle = json.loads(pathlib.Path(hparams["oracle"]).read_text(encoding="utf-8"))
                 metrics["test.ser.oracle.ua"] = oracle["ua"]
+            metrics.update(interventions)
             metrics.update(reports.latents(self))
             self.write_results(metrics)
             reports.pictures(self, metrics)
@@ -324,7 +363,9 @@ class SpeechLLMExperiment:
             "max_duration": hparams.get("max_duration"),
             "max_positions": hparams.get("max_positions"),
             "language": hparams.get("language", "en"),
-            "thresholds": json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8")) if thresholds else None,
+            "thresholds": json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8"))
+            if thresholds
+            else None,
         }
         # With a cache the encoder takes no part in training; inference needs it.
         self.model.encoder = self.encoder
@@ -436,7 +477,9 @@ def run_speech_llm(hparams, run_opts):
     settings = json.dumps(plain_hparams({k: v for k, v in hparams.items() if k != "command"}), sort_keys=True)
     if done.is_file():
         if done.read_text(encoding="utf-8") == settings:
-            logger.info(f"{output_folder} is complete with these settings; nothing to do (remove it to repeat)")
+            logger.info(
+                f"{output_folder} is complete with these settings; nothing to do (remove it to repeat)"
+            )
             return
         raise ValueError(
             f"{output_folder} holds a finished run with other settings: choose another output_folder (or another "
@@ -450,3 +493,59 @@ def run_speech_llm(hparams, run_opts):
         experiment.evaluate()
         run_on_main(experiment.export)
     run_on_main(write_text_atomically, args=[done, settings])
+
+
+def pool_experiment(hparams, folds):
+    """Pool the folds of an experiment: headline over out-of-fold predictions, spread over folds, baselines.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded YAML of one of the folds; its ``output_folder`` ends in the fold's name. With ``opensmile: true``
+        openSMILE features and a linear SVM are run on the same folds.
+    folds : sequence of str
+        Names of the folds.
+
+    Returns
+    -------
+    dict
+        The pooled metrics, also in ``pooled/results.json`` beside the folds' folders.
+    """
+    own = pathlib.Path(hparams["output_folder"])
+    folders = [own.parent / fold for fold in folds]
+    pooled = own.parent / "pooled"
+    metrics = results.pool_folds(folders)
+    lines = [line for folder in folders for line in results.read_predictions(folder)]
+    if hparams.get("opensmile"):
+        parts = {}
+        for fold in folds:
+            files = {s: str(p).replace(f"/{own.name}/", f"/{fold}/") for s, p in hparams["manifests"].items()}
+            parts[fold] = {
+                s: read_manifest(p, {"data_root": hparams["data_folder"]}) for s, p in files.items()
+            }
+        for feature_set in ("eGeMAPSv02", "ComParE_2016"):
+            run = opensmile_svm(parts, feature_set, cache_folder=hparams["opensmile_cache"])
+            lines = merge_predictions(lines, run)
+            labels = list(hparams["answer_format"].labels)
+            scores = results.score_labels(
+                [p["emotion"] for p in run.predictions],
+                [
+                    max(p["scores"][run.condition], key=p["scores"][run.condition].get)
+                    for p in run.predictions
+                ],
+                [p["speaker"] for p in run.predictions],
+                labels,
+            )
+            metrics.update({f"test.ser.{run.condition}.{k}": v for k, v in scores.items()})
+    results.write_predictions(pooled, lines)
+    context = results.run_context(
+        seed=hparams["seed"],
+        hparams=plain_hparams(hparams),
+        folds=list(folds),
+        command=hparams.get("command"),
+    )
+    results.write_results(pooled, metrics, context)
+    reports.confusion_pictures(metrics, list(hparams["answer_format"].labels), pooled)
+    print(reports.table(metrics))
+    print(f"Pooled over {len(folds)} folds: {pooled}")
+    return metrics

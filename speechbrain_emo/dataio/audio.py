@@ -168,7 +168,9 @@ def load_audio(path, sample_rate=16000, start=None, stop=None, max_duration=None
             str(path), channels_first=False, dtype=torch.float32, frame_offset=first, num_frames=last - first
         )
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{name}: the samples cannot be decoded: the file is damaged ({_reason(error)})") from error
+        raise AudioError(
+            f"{name}: the samples cannot be decoded: the file is damaged ({_reason(error)})"
+        ) from error
     if samples.shape[0] != last - first:
         raise AudioError(
             f"{name}: the file is truncated: {samples.shape[0]} of the {last - first} samples asked for can be "
@@ -177,7 +179,9 @@ def load_audio(path, sample_rate=16000, start=None, stop=None, max_duration=None
     return _finish(samples, info.sample_rate, sample_rate, name)
 
 
-def from_array(samples, sample_rate, target_sample_rate=16000, max_duration=None, name="array", channel_axis=None):
+def from_array(
+    samples, sample_rate, target_sample_rate=16000, max_duration=None, name="array", channel_axis=None
+):
     """Bring samples in memory through the same checks, mixing and resampling as a file.
 
     Arguments
@@ -225,7 +229,9 @@ def from_array(samples, sample_rate, target_sample_rate=16000, max_duration=None
     if not isinstance(sample_rate, (int, np.integer)) or sample_rate <= 0:
         raise AudioError(f"{name}: sample_rate must be a positive integer in Hz, not {sample_rate!r}")
     if samples.ndim not in (1, 2):
-        raise AudioError(f"{name}: shape {samples.shape} is not (samples,) or two-dimensional with a channel axis")
+        raise AudioError(
+            f"{name}: shape {samples.shape} is not (samples,) or two-dimensional with a channel axis"
+        )
     if samples.size == 0:
         raise AudioError(f"{name}: no samples (shape {samples.shape})")
     if samples.ndim == 2:
@@ -326,7 +332,9 @@ def _check_riff(path, name):
             if kind == b"fmt ":
                 content = file.read(min(length, 16))
                 if len(content) < 16:
-                    raise AudioError(f"{name}: truncated header: the 'fmt ' chunk is cut; copy or download it again")
+                    raise AudioError(
+                        f"{name}: truncated header: the 'fmt ' chunk is cut; copy or download it again"
+                    )
                 rate, block = struct.unpack("<I", content[4:8])[0], struct.unpack("<H", content[12:14])[0]
                 length -= len(content)
             file.seek(length + (length & 1), os.SEEK_CUR)

@@ -166,7 +166,11 @@ class StepPlanner:
         return steps
 
     def _length(self, item):
-        return (self.positions_of(item.record, item.task), self.frames_of(item.record, item.task), item.record)
+        return (
+            self.positions_of(item.record, item.task),
+            self.frames_of(item.record, item.task),
+            item.record,
+        )
 
     def micro_batches(self, items: Sequence[Item]):
         """Cut items into micro-batches that respect the bounds; an item over a bound stands alone.
@@ -184,7 +188,11 @@ class StepPlanner:
             positions = max(longest, self.positions_of(item.record, item.task))
             frames = max(most_frames, self.frames_of(item.record, item.task))
             rows = len(current) + 1
-            full = rows * positions > self.max_positions or rows * frames > self.max_frames or rows > self.max_rows
+            full = (
+                rows * positions > self.max_positions
+                or rows * frames > self.max_frames
+                or rows > self.max_rows
+            )
             if current and full:
                 cut.append(tuple(current))
                 current = []

@@ -9,16 +9,17 @@ Definitions
 pitch
     Median F0 of voiced, speech-active frames, in Hz, by pYIN (Mauch and Dixon 2014, "pYIN: A fundamental frequency
     estimator using probabilistic threshold distributions") as implemented in librosa: 65 to 500 Hz, window 64 ms,
-    hop 20 ms, 0.1 semitone. One core of a small machine tracks about 23 seconds of audio a second (a 10 ms hop
+    hop 20 ms, 0.1 semitone. One core of a small machine tracks 15 to 23 seconds of audio a second (a 10 ms hop
     halves that and moves the median by less than a semitone; a coarser pitch grid is faster but loses voicing).
 volume
     RMS level of speech-active frames, in dB relative to full scale. It holds the recording's gain: compare it
     within a corpus only.
 speed
     Syllables a second of speech-active time, pauses of up to 150 ms included. With a transcript syllables are
-    groups of vowel letters; without one they are nuclei counted in the signal (peaks of intensity with a dip of
-    2 dB beside them, voiced; after de Jong and Wempe 2009, "Praat script to detect syllable nuclei and measure
-    speech rate automatically"). The two are biased differently and have thresholds of their own.
+    groups of vowel letters; without one they are nuclei counted in the signal (voiced peaks of the intensity
+    between 300 and 3000 Hz with dips of 2 dB beside them; after de Jong and Wempe 2009, "Praat script to detect
+    syllable nuclei and measure speech rate automatically"). The two are biased differently and have thresholds of
+    their own.
 """
 
 import hashlib
@@ -31,13 +32,12 @@ import unicodedata
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Optional
 
 import librosa
 import numpy as np
 from joblib import Parallel, delayed
 from scipy.ndimage import binary_closing
-from scipy.signal import find_peaks
+from scipy.signal import butter, find_peaks, sosfiltfilt
 from tqdm import tqdm
 
 from speechbrain_emo.dataio.audio import AudioError, from_array, load_audio
@@ -64,6 +64,9 @@ _ACTIVE_RANGE = 30.0
 _ACTIVE_FLOOR = -60.0
 _LONGEST_INNER_PAUSE = 0.15
 _MIN_VOICED_FRAMES = 3
+# 300-3000 Hz keeps the first formants and leaves out hum and fricatives.
+_VOWEL_BAND = butter(4, [300, 3000], "bandpass", fs=_RATE, output="sos")
+_NUCLEUS_WINDOW = np.hanning(642)[1:-1] / np.hanning(642).sum()
 _QUANTITIES = ("f0_median", "level", "syllable_rate", "nuclei_rate")
 _PERCENTILES = tuple(range(101))
 
@@ -100,11 +103,11 @@ class Measurement:
     duration: float
     active_duration: float
     voiced_share: float
-    f0_median: Optional[float] = None
-    f0_range: Optional[float] = None
-    level: Optional[float] = None
-    syllable_rate: Optional[float] = None
-    nuclei_rate: Optional[float] = None
+    f0_median: float | None = None
+    f0_range: float | None = None
+    level: float | None = None
+    syllable_rate: float | None = None
+    nuclei_rate: float | None = None
 
     @property
     def is_silent(self):
@@ -309,12 +312,16 @@ def fit_thresholds(measurements, genders, quantiles=(1 / 3, 2 / 3), min_count=10
     """
     measurements, genders = list(measurements), list(genders)
     if len(measurements) != len(genders):
-        raise ValueError(f"{len(measurements)} measurements but {len(genders)} genders: give one a measurement")
+        raise ValueError(
+            f"{len(measurements)} measurements but {len(genders)} genders: give one a measurement"
+        )
     low, high = quantiles
     if not 0 < low < high < 1:
         raise ValueError(f"quantiles {tuple(quantiles)} are not two increasing shares between 0 and 1")
     if not any(m.level is not None for m in measurements):
-        raise ValueError(f"none of the {len(measurements)} training utterances holds speech: no thresholds can be fitted")
+        raise ValueError(
+            f"none of the {len(measurements)} training utterances holds speech: no thresholds can be fitted"
+        )
     groups = {}
     for group in ("female", "male", "all"):
         rows = [m for m, g in zip(measurements, genders) if group in (g, "all")]
@@ -402,7 +409,13 @@ def percentile(measurement, gender, thresholds):
 
 
 def measure_manifest(
-    records, cache_file=None, num_workers=None, language="en", replacements=None, progress=True, desc="descriptors"
+    records,
+    cache_file=None,
+    num_workers=None,
+    language="en",
+    replacements=None,
+    progress=True,
+    desc="descriptors",
 ):
     """Measure every record of a manifest, in parallel, continuing where an interrupted run stopped.
 
@@ -448,7 +461,9 @@ def measure_manifest(
         try:
             keys[name] = _content_key(path, record, language)
         except OSError as error:
-            failures[name] = f"{path}: no such file" if isinstance(error, FileNotFoundError) else f"{path}: {error}"
+            failures[name] = (
+                f"{path}: no such file" if isinstance(error, FileNotFoundError) else f"{path}: {error}"
+            )
             continue
         paths[name] = path
         if keys[name] in known:
@@ -457,7 +472,13 @@ def measure_manifest(
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, 8) if len(missing) >= 20 else 1
     jobs = (
-        (name, paths[name], records[name].get("start"), records[name].get("stop"), records[name].get("transcript"))
+        (
+            name,
+            paths[name],
+            records[name].get("start"),
+            records[name].get("stop"),
+            records[name].get("transcript"),
+        )
         for name in missing
     )
     if num_workers > 1:
@@ -469,7 +490,9 @@ def measure_manifest(
         results = (_measure_file(*job, language) for job in jobs)
     cache = _open_cache(cache_file) if cache_file is not None and missing else None
     try:
-        for name, measurement, message in tqdm(results, desc, total=len(missing), disable=not progress or not missing):
+        for name, measurement, message in tqdm(
+            results, desc, total=len(missing), disable=not progress or not missing
+        ):
             if measurement is None:
                 failures[name] = message
                 continue
@@ -531,7 +554,11 @@ def _open_cache(path):
 def _quantity_of_field(measurement, thresholds):
     """Which number stands behind which word; the transcript's rate only where its thresholds exist too."""
     by_transcript = measurement.syllable_rate is not None and thresholds.of("syllable_rate", None) is not None
-    return {"pitch": "f0_median", "volume": "level", "speed": "syllable_rate" if by_transcript else "nuclei_rate"}
+    return {
+        "pitch": "f0_median",
+        "volume": "level",
+        "speed": "syllable_rate" if by_transcript else "nuclei_rate",
+    }
 
 
 def _frame_levels(samples, window):
@@ -550,11 +577,16 @@ def _close(active, width):
 
 
 def _count_nuclei(samples, active, voiced):
-    """Intensity peaks with a dip of at least 2 dB on both sides, in voiced active frames."""
-    # 64 ms: the window of Praat's intensity at a minimum pitch of 50 Hz, which smooths single periods away.
-    levels = _frame_levels(samples, int(0.064 * _RATE))
-    voiced = np.pad(voiced, (0, max(0, len(levels) - len(voiced))))[: len(levels)]
+    """Intensity peaks with a dip of at least 2 dB on both sides, in voiced active frames.
+
+    Window and band were chosen on every fifth EmoDB recording by rank correlation with the transcript's rate (0.60;
+    0.58 for intensity of the full band with a 64 ms window).
+    """
+    power = np.convolve(sosfiltfilt(_VOWEL_BAND, samples.astype(np.float64)) ** 2, _NUCLEUS_WINDOW, "same")
+    levels = 10 * np.log10(np.maximum(power[::_LEVEL_HOP], 1e-20))
+    near = np.convolve(voiced, np.ones(3), "same") > 0
+    near = np.pad(near, (0, max(0, len(levels) - len(near))))[: len(levels)]
     # Padding with the floor lets an utterance that begins or ends in a vowel have its peak there.
     peaks, _ = find_peaks(np.concatenate([[-200.0], levels, [-200.0]]), prominence=2.0)
     peaks = peaks - 1
-    return int((active[peaks] & voiced[peaks]).sum())
+    return int((active[peaks] & near[peaks]).sum())

@@ -538,9 +538,9 @@ class FeatureCache:
                         pending[key] = value
                         size += value.numel() * value.element_size()
                         done += 1
-                if size >= self.shard_bytes:
-                    self._write_shard(pending)
-                    pending, size = {}, 0
+                        if size >= self.shard_bytes:
+                            self._write_shard(pending)
+                            pending, size = {}, 0
                 bar.update(len(batch))
         finally:
             # Also on an error or Ctrl-C: what was encoded is kept.

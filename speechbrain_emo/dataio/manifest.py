@@ -153,7 +153,9 @@ def read_manifest(path, replacements=None):
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest; run the corpus's preparation first (recipes/<Corpus>)")
+        raise ManifestError(
+            f"{path}: no such manifest; run the corpus's preparation first (recipes/<Corpus>)"
+        )
 
     def unique(pairs):
         repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
@@ -166,7 +168,9 @@ def read_manifest(path, replacements=None):
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not a JSON file: {error}") from error
     if not isinstance(records, dict) or not all(isinstance(r, dict) for r in records.values()):
-        raise ManifestError(f"{path}: a manifest is a JSON object of id -> record (an object); see docs/architecture.md")
+        raise ManifestError(
+            f"{path}: a manifest is a JSON object of id -> record (an object); see docs/architecture.md"
+        )
     missing = set()
     for record in records.values():
         for audio in [record, *(record.get("audios") or [])]:
@@ -263,7 +267,9 @@ def validate_manifest(
         for audio in record.get("audios") or [record]:
             faults += [
                 Finding(key, message)
-                for message in _audio_faults(audio, check_audio, duration_tolerance, min_duration, replacements or {})
+                for message in _audio_faults(
+                    audio, check_audio, duration_tolerance, min_duration, replacements or {}
+                )
             ]
         if not record.get("audios"):
             segment = (record.get("wav"), record.get("start"), record.get("stop"))
@@ -384,14 +390,18 @@ def _audio_faults(audio, check_audio, tolerance, min_duration, replacements):
         return [f"an entry of 'audios' is {type(audio).__name__}, not an object"]
     faults = []
     duration, wav = audio.get("duration"), audio.get("wav")
-    numeric = isinstance(duration, (int, float)) and not isinstance(duration, bool) and math.isfinite(duration)
+    numeric = (
+        isinstance(duration, (int, float)) and not isinstance(duration, bool) and math.isfinite(duration)
+    )
     if not numeric or duration < min_duration:
         faults.append(f"duration {duration!r} is not a number of at least {min_duration} seconds")
         numeric = False
     start, stop = audio.get("start"), audio.get("stop")
     for name, value in (("start", start), ("stop", stop)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            return faults + [f"{name} {value!r} is not a non-negative integer (samples at the file's own rate)"]
+            return faults + [
+                f"{name} {value!r} is not a non-negative integer (samples at the file's own rate)"
+            ]
     if not check_audio or not _text(wav):
         return faults
     missing = set()
@@ -404,7 +414,9 @@ def _audio_faults(audio, check_audio, tolerance, min_duration, replacements):
         return faults + [str(error)]
     first, last = start or 0, info.num_samples if stop is None else stop
     if not first < last <= info.num_samples:
-        return faults + [f"{path}: segment start={start}, stop={stop} is outside its {info.num_samples} samples"]
+        return faults + [
+            f"{path}: segment start={start}, stop={stop} is outside its {info.num_samples} samples"
+        ]
     true = (last - first) / info.sample_rate
     if numeric and abs(true - duration) > tolerance:
         faults.append(f"{path}: duration {duration:.3f} s in the record, {true:.3f} s in the file")
@@ -439,4 +451,6 @@ def _raise(faults, what, most=50):
     lines = [f"  {fault}" for fault in faults[:most]]
     if len(faults) > most:
         lines.append(f"  ... and {len(faults) - most} more")
-    raise ManifestError(f"{len(faults)} fault{'s' if len(faults) != 1 else ''} in {what}:\n" + "\n".join(lines))
+    raise ManifestError(
+        f"{len(faults)} fault{'s' if len(faults) != 1 else ''} in {what}:\n" + "\n".join(lines)
+    )

@@ -204,7 +204,9 @@ def sentence_groups(sentences, num_groups=2):
     """
     names = sorted(set(sentences))
     if not 2 <= num_groups <= len(names):
-        raise ValueError(f"num_groups {num_groups} is not between 2 and the number of sentences, {len(names)}")
+        raise ValueError(
+            f"num_groups {num_groups} is not between 2 and the number of sentences, {len(names)}"
+        )
     random.Random("sentence groups").shuffle(names)
     return [tuple(sorted(names[g::num_groups])) for g in range(num_groups)]
 
@@ -242,7 +244,12 @@ def random_split(records, valid_share=0.1, test_share=0.1, seed=0):
     num_test, num_valid = round(len(ids) * test_share), round(len(ids) * valid_share)
     test, valid, train = ids[:num_test], ids[num_test : num_test + num_valid], ids[num_test + num_valid :]
     return Split(
-        "random", tuple(sorted(train)), tuple(sorted(valid)), tuple(sorted(test)), False, (RANDOM_SPLIT_WARNING,)
+        "random",
+        tuple(sorted(train)),
+        tuple(sorted(valid)),
+        tuple(sorted(test)),
+        False,
+        (RANDOM_SPLIT_WARNING,),
     )
 
 
@@ -309,7 +316,9 @@ def _leave_group_out(records, fold, group, num_valid_speakers, seed):
     rest = {i: r for i, r in records.items() if str(r[group]) != fold}
     leaked = sorted(test_speakers & {r["speaker"] for r in rest.values()})
     if leaked:
-        raise ValueError(f"{group} {fold} does not hold out its speakers: {', '.join(leaked)} also occur elsewhere")
+        raise ValueError(
+            f"{group} {fold} does not hold out its speakers: {', '.join(leaked)} also occur elsewhere"
+        )
     chosen = set(choose_valid_speakers(rest, num_valid_speakers, seed, key=fold))
     valid = sorted(i for i, r in rest.items() if r["speaker"] in chosen)
     train = sorted(i for i, r in rest.items() if r["speaker"] not in chosen)

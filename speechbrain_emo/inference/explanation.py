@@ -1,7 +1,6 @@
 """What the model says about a recording, as a result that a person or a program can read."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Dict, List, Optional, Union
 
 
 @dataclass
@@ -19,7 +18,8 @@ class Explanation:
     scores : dict of str to float
         Label -> mean log-likelihood of the label's tokens and the end token, in nats.
     condition : str
-        ``own_chain``: scored after the model's own transcript and descriptors. ``speech``: asked for directly.
+        ``own_chain``: scored after the model's own transcript and descriptors. ``speech``: asked for
+        directly.
     descriptors : dict of str to (str or list of str or None)
         What the model wrote; None where it wrote no allowed value. A list for fields of words.
     transcript : str or None
@@ -29,7 +29,8 @@ class Explanation:
     sentence : str
         One sentence made of emotion, probability, descriptors and measurements.
     measured : dict of str to (float or None)
-        Measurements of the signal (see ``speechbrain_emo.dataio.descriptors``), empty where none were asked for.
+        Measurements of the signal (see ``speechbrain_emo.dataio.descriptors``), empty where none were asked
+        for.
     measured_descriptors : dict of str to str
         The descriptors that the measurements give under the training's thresholds.
     warnings : list of str
@@ -53,17 +54,17 @@ class Explanation:
 
     name: str
     emotion: str
-    probabilities: Dict[str, float]
-    scores: Dict[str, float]
+    probabilities: dict[str, float]
+    scores: dict[str, float]
     condition: str
-    descriptors: Dict[str, Union[str, List[str], None]]
-    transcript: Optional[str]
-    description: Optional[str]
+    descriptors: dict[str, str | list[str] | None]
+    transcript: str | None
+    description: str | None
     sentence: str
-    measured: Dict[str, Optional[float]] = field(default_factory=dict)
-    measured_descriptors: Dict[str, Optional[str]] = field(default_factory=dict)
-    warnings: List[str] = field(default_factory=list)
-    generated: Optional[str] = None
+    measured: dict[str, float | None] = field(default_factory=dict)
+    measured_descriptors: dict[str, str | None] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    generated: str | None = None
     duration: float = 0.0
 
     ok = True
@@ -165,7 +166,8 @@ _UNITS = {
     "syllable_rate": "{:.1f} syllables/s",
     "nuclei_rate": "{:.1f} syllables/s",
 }
-# Descriptor -> how its measurement is called, and the quantities that stand behind it, the first known one counts.
+# Descriptor -> how its measurement is called, and the quantities that stand behind it, the first known one
+# counts.
 MEASURED_AS = {
     "pitch": ("median F0", ("f0_median",)),
     "volume": ("level", ("level",)),

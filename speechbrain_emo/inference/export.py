@@ -1,8 +1,9 @@
 """Writes a trained model as a folder that loads as it is: data only, listed in a manifest.
 
 The folder holds ``hyperparams.yaml``, ``front_end.safetensors``, ``adapter/`` in peft's own layout (with
-``model.safetensors`` where the language model itself has trained), small local backbones, ``MODEL_CARD.md``
-and ``manifest.json``. It can be moved; :class:`speechbrain_emo.inference.interfaces.EmotionExplainer` reads it.
+``model.safetensors`` where the language model itself has trained), small local backbones, the model card
+(``README.md``) and ``manifest.json``. It can be moved;
+:class:`speechbrain_emo.inference.interfaces.EmotionExplainer` reads it.
 """
 
 import functools
@@ -49,7 +50,7 @@ EXPLAIN_DEFAULTS = {
     "transcript_task": None,
     "max_new_tokens": 128,
     "num_beams": 1,
-    "max_duration": 30.0,
+    "max_duration": 60.0,
     "max_positions": None,
     "temperature": 1.0,
     "thresholds": None,
@@ -94,15 +95,16 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
         Trained, not wrapped.
     factories : mapping of str to functools.partial
         ``encoder``, ``llm`` and ``front_end`` as ``!name:`` makes them: the class and its keyword arguments.
-        ``num_layers``, ``input_size`` and ``llm_size`` of the front end are read from the model where missing.
+        ``num_layers``, ``input_size`` and ``llm_size`` of the front end are read from the model where
+        missing.
     answer_format : AnswerFormat
         Of the tasks.
     tasks : mapping of str to InstructionTask
         All tasks that ``explain`` names; others are not written.
     explain : mapping
         Keys of ``EXPLAIN_DEFAULTS``; ``label_task`` is needed. ``thresholds`` is a
-        ``dataio.descriptors.Thresholds`` or its ``to_dict()``; ``max_duration`` is in seconds; ``temperature``
-        divides the label scores (nats) before the softmax.
+        ``dataio.descriptors.Thresholds`` or its ``to_dict()``; ``max_duration`` is in seconds
+        (None: 60); ``temperature`` divides the label scores (nats) before the softmax.
     facts : mapping, optional
         For the model card (see ``inference/model_card.py``), over those that are read from the model.
 
@@ -114,8 +116,8 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
     Raises
     ------
     ExportError
-        If a part's class is not on the allow-list, a value is no plain data, or a backbone's folder holds pickled
-        weights only.
+        If a part's class is not on the allow-list, a value is no plain data, or a backbone's folder holds
+        pickled weights only.
 
     Example
     -------
@@ -123,7 +125,7 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
     ['chain_task', 'label_task', 'language']
     """
     folder = Path(folder)
-    settings = _explain_settings(explain, tasks)
+    settings = complete_settings(explain, tasks)
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
         raise ExportError(f"{folder} exists and is no exported model: choose another folder, or take it away")
     encoder = model.encoder
@@ -131,7 +133,11 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
         encoder = factories["encoder"]()
     arguments = {name: _arguments(name, factories[name]) for name in ("encoder", "llm", "front_end")}
     front = arguments["front_end"][1]
-    derived = {"num_layers": encoder.num_layers, "input_size": encoder.hidden_size, "llm_size": model.llm.hidden_size}
+    derived = {
+        "num_layers": encoder.num_layers,
+        "input_size": encoder.hidden_size,
+        "llm_size": model.llm.hidden_size,
+    }
     for name, value in derived.items():
         front.setdefault(name, value)
 
@@ -154,7 +160,7 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
 
         from speechbrain_emo.inference.model_card import write_model_card
 
-        write_model_card(partial, _card_facts(arguments, model, encoder, answer_format, facts))
+        write_model_card(partial, _card_facts(arguments, model, encoder, answer_format, settings, facts))
         _write_manifest(partial, external)
         verify_folder(partial)
         _replace(partial, folder)
@@ -179,18 +185,48 @@ def _replace(partial, folder):
         shutil.rmtree(old)
 
 
-def _explain_settings(explain, tasks):
+def complete_settings(explain, tasks):
+    """The explainer's settings with defaults for what is not given.
+
+    Arguments
+    ---------
+    explain : mapping
+        Keys of ``EXPLAIN_DEFAULTS``.
+    tasks : collection of str
+        Names of the tasks there are.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ExportError
+        If a key or a task is unknown, ``label_task`` is missing or a number is out of range.
+
+    Example
+    -------
+    >>> complete_settings({"label_task": "ser"}, ["ser"])["num_beams"]
+    1
+    """
     unknown = sorted(set(explain) - set(EXPLAIN_DEFAULTS))
     if unknown:
         raise ExportError(f"explain has unknown keys {unknown}; allowed: {sorted(EXPLAIN_DEFAULTS)}")
     settings = {**EXPLAIN_DEFAULTS, **explain}
+    if settings["max_duration"] is None:
+        # Without a limit one long file would take all memory.
+        settings["max_duration"] = EXPLAIN_DEFAULTS["max_duration"]
     if settings["label_task"] is None:
         raise ExportError("explain.label_task is null: name the task whose answer is the emotion alone")
     for key in ("label_task", "chain_task", "transcript_task"):
         if settings[key] is not None and settings[key] not in tasks:
-            raise ExportError(f"explain.{key} is {settings[key]!r}; the experiment has the tasks {sorted(tasks)}")
-    if not (math.isfinite(settings["temperature"]) and settings["temperature"] > 0):
-        raise ExportError(f"explain.temperature is {settings['temperature']}; it must be above 0")
+            raise ExportError(
+                f"explain.{key} is {settings[key]!r}; the experiment has the tasks {sorted(tasks)}"
+            )
+    for key in ("temperature", "max_duration", "max_new_tokens", "num_beams"):
+        value = settings[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ExportError(f"explain.{key} is {value!r}; it must be a number above 0")
     if hasattr(settings["thresholds"], "to_dict"):
         settings["thresholds"] = settings["thresholds"].to_dict()
     return settings
@@ -205,7 +241,8 @@ def _arguments(name, factory):
     dotted = f"{getattr(factory, '__module__', '?')}.{getattr(factory, '__qualname__', factory)}"
     if dotted not in ALLOWED_CLASSES:
         raise ExportError(
-            f"{name} is made by {dotted}, which inference may not construct; allowed: {sorted(ALLOWED_CLASSES)}. A new "
+            f"{name} is made by {dotted}, which inference may not construct; allowed: "
+            f"{sorted(ALLOWED_CLASSES)}. A new "
             "lobe is added to ALLOWED_CLASSES in speechbrain_emo/inference/safe_loading.py"
         )
     bound = inspect.signature(factory).bind_partial(*positional, **keywords)
@@ -235,12 +272,15 @@ def _place_backbone(partial, name, arguments, module, external):
     source = arguments.get("source")
     if source is None:
         raise ExportError(
-            f"{name} was built from an architecture without a source: its weights cannot be read again; save it with "
+            f"{name} was built from an architecture without a source: its weights cannot be read again; "
+            "save it with "
             "save_pretrained and give the folder as source"
         )
     local = Path(source).expanduser()
     if not local.is_dir():
-        commit = getattr(getattr(module.causal_lm if name == "llm" else module.model, "config", None), "_commit_hash", None)
+        commit = getattr(
+            getattr(module.causal_lm if name == "llm" else module.model, "config", None), "_commit_hash", None
+        )
         arguments["revision"] = arguments.get("revision") if commit is None else commit
         return
     try:
@@ -268,7 +308,11 @@ def _yaml_value(value):
         return TaggedScalar(str(value), style=None, tag=ruamel.yaml.Tag(suffix="!ref"))
     if isinstance(value, str):
         # HyperPyYAML reads a plain scalar in parentheses as a tuple, and drops the quotes of a quoted one.
-        return LiteralScalarString(value) if value.strip().startswith("(") and value.strip().endswith(")") else value
+        return (
+            LiteralScalarString(value)
+            if value.strip().startswith("(") and value.strip().endswith(")")
+            else value
+        )
     if isinstance(value, dict):
         return CommentedMap((k, _yaml_value(v)) for k, v in value.items())
     if isinstance(value, list):
@@ -297,7 +341,9 @@ def _hparams_text(arguments, answer_format, tasks, slot_kinds, settings):
         task = tasks[name]
         if _dotted(task) not in ALLOWED_CLASSES:
             raise ExportError(f"task {name!r} is a {_dotted(task)}, which inference may not construct")
-        values = {key: _plain(getattr(task, key), f"tasks.{name}.{key}") for key in ("name", "prompts", "answer")}
+        values = {
+            key: _plain(getattr(task, key), f"tasks.{name}.{key}") for key in ("name", "prompts", "answer")
+        }
         values["system"] = task.system
         values["format"] = _Reference("<answer_format>")
         task_nodes[name] = _new(_dotted(task), values)
@@ -321,7 +367,7 @@ def _hparams_text(arguments, answer_format, tasks, slot_kinds, settings):
     return stream.getvalue()
 
 
-def _card_facts(arguments, model, encoder, answer_format, facts):
+def _card_facts(arguments, model, encoder, answer_format, settings, facts):
     """What the model card says, as far as the model itself knows."""
     trained = sum(p.numel() for p in model.front_end.parameters())
     if model.llm.has_lora:
@@ -333,6 +379,13 @@ def _card_facts(arguments, model, encoder, answer_format, facts):
         "llm": model.llm.source,
         "front_end": arguments["front_end"][0].rsplit(".", 1)[1],
         "sample_rate": encoder.sample_rate,
+        "language": settings["language"],
+        "temperature": settings["temperature"],
+        "thresholds": settings["thresholds"],
+        "max_duration": settings["max_duration"],
+        "parameters": sum(
+            p.numel() for part in (encoder, model.front_end, model.llm) for p in part.parameters()
+        ),
         "num_trained_parameters": trained,
     }
     return {**own, **(facts or {})}

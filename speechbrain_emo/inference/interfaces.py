@@ -1,12 +1,11 @@
 """Trained models as objects that explain recordings.
 
-There is no second path: audio enters through ``dataio.audio`` and predictions come from ``brains.explainer``, as in
-training and evaluation.
+There is no second path: audio enters through ``dataio.audio`` and predictions come from
+``brains.explainer``, as in training and evaluation.
 """
 
 import logging
 import os
-import re
 from pathlib import Path
 
 import ruamel.yaml
@@ -28,26 +27,33 @@ from speechbrain_emo.inference.explanation import (
     describe_value,
     measurement_phrase,
 )
-from speechbrain_emo.inference.export import ADAPTER_FOLDER, FRONT_END_WEIGHTS, HPARAMS_KEYS
+from speechbrain_emo.inference.export import (
+    ADAPTER_FOLDER,
+    FRONT_END_WEIGHTS,
+    HPARAMS_KEYS,
+    complete_settings,
+)
 from speechbrain_emo.inference.safe_loading import (
     HPARAMS_FILE,
+    HUB_NAME,
     MANIFEST_FILE,
     UnsafeModelError,
-    check_external_folder,
+    check_parts,
     check_structure,
     check_yaml,
     load_checked_yaml,
     read_manifest,
     verify_folder,
 )
+from speechbrain_emo.metrics.calibration import label_probabilities
 from speechbrain_emo.prompts.packer import Packer
 from speechbrain_emo.prompts.tasks import EMOTION, TRANSCRIPT
 
 logger = logging.getLogger(__name__)
 
 MODEL_SUBFOLDER = "model"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Every recording gets the same wording of the prompt (a hash of the id chooses it), whatever its file is called.
+# Every recording gets the same wording of the prompt (a hash of the id chooses it), whatever its file is
+# called.
 _RECORD_ID = "recording"
 # Percentiles by which a measurement must lie outside a descriptor's range before it contradicts it.
 _MARGIN = 10.0
@@ -74,7 +80,7 @@ class EmotionExplainer(Pretrained):
     >>> from speechbrain_emo.inference import EmotionExplainer
     >>> EmotionExplainer.from_hparams(source=getfixture("tmp_path"))
     Traceback (most recent call last):
-    speechbrain_emo.inference.safe_loading.UnsafeModelError: ... holds no exported model ...
+    speechbrain_emo.inference.safe_loading.UnsafeModelError: ... holds no exported model: ...
     """
 
     HPARAMS_NEEDED = ["answer_format", "tasks", "slot_kinds", "labels", "explain"]
@@ -85,7 +91,8 @@ class EmotionExplainer(Pretrained):
         settings = self.hparams.explain
         model = self.mods["model"]
         model.eval()
-        packer = Packer(model.llm.tokenizer, self.hparams.slot_kinds, settings["max_positions"])
+        # Length is checked recording by recording, where the message can name it.
+        packer = Packer(model.llm.tokenizer, self.hparams.slot_kinds)
         self.explainer = Explainer(
             model,
             packer,
@@ -98,6 +105,11 @@ class EmotionExplainer(Pretrained):
         )
         self.sample_rate = model.encoder.sample_rate
         self.max_duration = settings["max_duration"]
+        limits = [settings["max_positions"]]
+        positions = getattr(model.llm.causal_lm.config, "max_position_embeddings", None)
+        if positions is not None:
+            limits.append(positions - settings["max_new_tokens"])
+        self.max_prompt_positions = min((n for n in limits if n is not None), default=None)
         self.temperature = settings["temperature"]
         thresholds = settings["thresholds"]
         self.thresholds = None if thresholds is None else Thresholds.from_dict(thresholds)
@@ -112,15 +124,22 @@ class EmotionExplainer(Pretrained):
 
     @classmethod
     def from_hparams(
-        cls, source, hparams_file=HPARAMS_FILE, savedir=None, overrides=None, run_opts=None, fetch_config=None, **kwargs
+        cls,
+        source,
+        hparams_file=HPARAMS_FILE,
+        savedir=None,
+        overrides=None,
+        run_opts=None,
+        fetch_config=None,
+        **kwargs,
     ):
         """Load a model after checking it: nothing that it brings is run.
 
         Arguments
         ---------
         source : str or pathlib.Path
-            An exported model's folder, the folder of a training (which has it under ``model/``), or a name on the
-            Hugging Face hub (``name/model``).
+            An exported model's folder, the folder of a training (which has it under ``model/``), or a name
+            on the Hugging Face hub (``name/model``).
         hparams_file : str
             Only ``hyperparams.yaml``; there for SpeechBrain's signature.
         savedir : str or pathlib.Path, optional
@@ -144,7 +163,9 @@ class EmotionExplainer(Pretrained):
             If there is no model, a file differs from the manifest, or something could run code.
         """
         if hparams_file != HPARAMS_FILE:
-            raise UnsafeModelError(f"hparams_file is {hparams_file!r}; an exported model has {HPARAMS_FILE!r} only")
+            raise UnsafeModelError(
+                f"hparams_file is {hparams_file!r}; an exported model has {HPARAMS_FILE!r} only"
+            )
         folder = find_model_folder(source)
         remote = folder is None
         if remote:
@@ -157,14 +178,21 @@ class EmotionExplainer(Pretrained):
             raise UnsafeModelError(f"{name}: not UTF-8 text ({error})") from error
         check_yaml(text, name)
         check_structure(text, HPARAMS_KEYS, name)
-        _check_sources(text, name, manifest, remote, overrides or {})
+        if isinstance(overrides, str):  # SpeechBrain takes YAML text too.
+            overrides = ruamel.yaml.YAML(typ="safe", pure=True).load(overrides)
+        replaced = [part for part, values in (overrides or {}).items() if "source" in (values or {})]
+        check_parts(text, manifest, name, remote, replaced)
         hparams = load_checked_yaml(text, folder.resolve(), name, overrides)
+        hparams["explain"] = complete_settings(hparams["explain"], hparams["tasks"])
         hparams["precision"] = hparams["explain"]["precision"]
         front_end, llm = hparams["front_end"], hparams["llm"]
         _load_front_end(front_end, folder / FRONT_END_WEIGHTS, manifest)
         adapter = folder / ADAPTER_FOLDER
         if any(n.startswith(ADAPTER_FOLDER + "/") for n in manifest["files"]):
-            llm.load_checkpoint(str(adapter))
+            try:
+                llm.load_checkpoint(str(adapter))
+            except (SafetensorError, ValueError) as error:
+                raise UnsafeModelError(f"{adapter}: does not fit the language model: {error}") from error
         elif llm.has_lora:
             raise UnsafeModelError(f"{adapter}: missing, but {name} describes a language model with LoRA")
         model = SpeechLanguageModel(llm, front_end, hparams["encoder"])
@@ -174,9 +202,49 @@ class EmotionExplainer(Pretrained):
     # -- explaining ------------------------------------------------------------------------------------------
 
     def load_audio(self, path, savedir=None):
-        """Waveform (samples,) of a file as the model hears it; ``savedir`` is not used (files are local)."""
+        """Waveform (samples,) of a file as the model hears it.
+
+        Arguments
+        ---------
+        path : str or pathlib.Path
+            Audio file on this machine.
+        savedir : str, optional
+            Not used; there for SpeechBrain's signature.
+
+        Returns
+        -------
+        torch.Tensor
+            float32, shape (samples,), at ``sample_rate``.
+
+        Raises
+        ------
+        AudioError
+            If the file cannot be used, or is longer than the model can take.
+        """
         del savedir
-        return load_audio(path, self.sample_rate, max_duration=self.max_duration)
+        waveform = load_audio(path, self.sample_rate, max_duration=self.max_duration)
+        return self._check_length(waveform, str(path))
+
+    def _check_length(self, waveform, name):
+        """Refuse a recording whose prompt is longer than the language model was trained for."""
+        if self.max_prompt_positions is None:
+            return waveform
+        model, packer = self.explainer.model, self.explainer.packer
+        frames = model.encoder.num_frames(len(waveform))
+        lengths = {kind: model.front_end.num_positions(kind, frames) for kind in packer.slot_kinds}
+        tasks = (self.explainer.label_task, self.explainer.chain_task, self.explainer.transcript_task)
+        needed = max(
+            packer.encode(task.build({"id": _RECORD_ID}), [lengths], with_answer=False).num_positions
+            for task in tasks
+            if task is not None
+        )
+        if needed > self.max_prompt_positions:
+            raise AudioError(
+                f"{name}: {len(waveform) / self.sample_rate:.1f} s is too long for this model: its prompt "
+                "needs "
+                f"{needed} positions, at most {self.max_prompt_positions} are allowed; cut it into utterances"
+            )
+        return waveform
 
     def explain_file(self, path, gender=None):
         """Explain one file of any sample rate and number of channels.
@@ -186,7 +254,8 @@ class EmotionExplainer(Pretrained):
         path : str or pathlib.Path
             Audio file.
         gender : str, optional
-            ``female`` or ``male``: what measured pitch is compared with. Default: what the model says, if it does.
+            ``female`` or ``male``: what measured pitch is compared with. Default: what the model says, if it
+            does.
 
         Returns
         -------
@@ -295,6 +364,7 @@ class EmotionExplainer(Pretrained):
             If the samples cannot be used.
         """
         waveform = from_array(samples, sample_rate, self.sample_rate, self.max_duration, name)
+        self._check_length(waveform, name)
         return self._explain([waveform], [name], [gender])[0]
 
     def explain_batch(self, waveforms, lens=None):
@@ -320,12 +390,16 @@ class EmotionExplainer(Pretrained):
         """
         if waveforms.dim() != 2 or (lens is not None and tuple(lens.shape) != (len(waveforms),)):
             shape = None if lens is None else tuple(lens.shape)
-            raise ValueError(f"waveforms have shape {tuple(waveforms.shape)}, lens {shape}; needed: (B, samples) and (B,)")
+            raise ValueError(
+                f"waveforms have shape {tuple(waveforms.shape)}, lens {shape}; needed: (B, samples) and (B,)"
+            )
         width = waveforms.shape[1]
         lengths = [width] * len(waveforms) if lens is None else (lens * width).round().long().tolist()
         names = [f"waveforms[{i}]" for i in range(len(waveforms))]
         rows = [
-            from_array(row[:n], self.sample_rate, self.sample_rate, self.max_duration, name)
+            self._check_length(
+                from_array(row[:n], self.sample_rate, self.sample_rate, self.max_duration, name), name
+            )
             for row, n, name in zip(waveforms, lengths, names)
         ]
         return self._explain(rows, names, [None] * len(rows)) if rows else []
@@ -348,7 +422,7 @@ class EmotionExplainer(Pretrained):
     def _result(self, prediction, waveform, name, gender):
         condition = "own_chain" if self.explainer.chain_task is not None else "speech"
         scores = prediction.scores[condition]
-        probabilities = torch.tensor(list(scores.values()), dtype=torch.float64).div(self.temperature).softmax(0)
+        probabilities = label_probabilities(list(scores.values()), self.temperature)
         probabilities = dict(zip(scores, probabilities.tolist()))
         emotion = prediction.label(condition)
         form, warnings = self.explainer.format, []
@@ -418,10 +492,16 @@ class EmotionExplainer(Pretrained):
                 continue
             place, span = places[field], VALUES[field].index(said)
             # A value just beside a threshold contradicts nobody.
-            if place is not None and span < 3 and ranges[span][0] - _MARGIN <= place <= ranges[span][1] + _MARGIN:
+            if (
+                place is not None
+                and span < 3
+                and ranges[span][0] - _MARGIN <= place <= ranges[span][1] + _MARGIN
+            ):
                 continue
             phrase = measurement_phrase(field, measured) or "not measurable"
-            warnings.append(f"{field}: the model says {describe_value(said)}, the signal says {word} ({phrase})")
+            warnings.append(
+                f"{field}: the model says {describe_value(said)}, the signal says {word} ({phrase})"
+            )
         return measured, words
 
 
@@ -449,12 +529,14 @@ def find_model_folder(source):
             return folder
     if path.is_dir():
         raise UnsafeModelError(
-            f"{source} holds no exported model: neither {MANIFEST_FILE} nor {MODEL_SUBFOLDER}/{MANIFEST_FILE} is there; a "
+            f"{source} holds no exported model: neither {MANIFEST_FILE} nor "
+            f"{MODEL_SUBFOLDER}/{MANIFEST_FILE} is there; a "
             "training writes it when it ends"
         )
-    if path.exists() or not _HUB_NAME.fullmatch(str(source)) or str(source).count("/") != 1:
+    if path.exists() or not HUB_NAME.fullmatch(str(source)) or str(source).count("/") != 1:
         raise UnsafeModelError(
-            f"{source}: no such folder; give the folder of a training (results/demo_ib/1986), of an exported model, or "
+            f"{source}: no such folder; give the folder of a training (results/demo_ib/1986), of an "
+            "exported model, or "
             "a name on the Hugging Face hub (owner/model)"
         )
     return None
@@ -481,36 +563,17 @@ def _fetch_model(source, savedir, fetch_config):
             )
         except Exception as error:  # The hub's client raises many kinds, most of them of its own.
             raise UnsafeModelError(
-                f"{source}: {name} could not be fetched from the hub ({type(error).__name__}: {error}); check the name, "
+                f"{source}: {name} could not be fetched from the hub ({type(error).__name__}: {error}); "
+                "check the name, "
                 "the network and the access, or give a local folder"
             ) from error
 
     get(MANIFEST_FILE)
-    for name in tqdm(read_manifest(savedir / MANIFEST_FILE)["files"], desc=f"fetch {source}", unit="file", disable=None):
+    for name in tqdm(
+        read_manifest(savedir / MANIFEST_FILE)["files"], desc=f"fetch {source}", unit="file", disable=None
+    ):
         get(name)
     return savedir
-
-
-def _check_sources(text, name, manifest, remote, overrides):
-    """Where backbones come from: the folder itself, the hub, or a folder of this machine that the export named."""
-    document = ruamel.yaml.YAML(typ="rt", pure=True).load(text)  # Tags stay marks; nothing is constructed.
-    for part in ("encoder", "llm"):
-        if (overrides.get(part) or {}).get("source") is not None:
-            continue
-        source = document[part].get("source")
-        if not isinstance(source, str):
-            continue  # A checked !ref into the folder.
-        if source == manifest.get("external", {}).get(part):
-            if remote:
-                raise UnsafeModelError(
-                    f"{name}: {part} is a folder of the machine that trained the model ({source}); name your own: "
-                    f"overrides={{'{part}': {{'source': 'FOLDER'}}}}"
-                )
-            check_external_folder(source)
-        elif not _HUB_NAME.fullmatch(source) or ".." in source:
-            raise UnsafeModelError(
-                f"{name}: {part}.source is {source!r}, neither inside the model folder nor a name on the hub; refused"
-            )
 
 
 def _load_front_end(front_end, path, manifest):

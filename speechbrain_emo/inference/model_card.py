@@ -1,7 +1,8 @@
 """The model card that lies beside every exported model.
 
-The headings follow Mitchell et al. 2019, "Model Cards for Model Reporting", https://arxiv.org/abs/1810.03993, in the
-Markdown with a YAML head that model hubs read. What is not known is said to be unknown; nothing is made up.
+The headings follow Mitchell et al. 2019, "Model Cards for Model Reporting", https://arxiv.org/abs/1810.03993,
+in the Markdown with a YAML head that model hubs read. What is not known is said to be unknown; nothing is
+made up.
 """
 
 import json
@@ -25,28 +26,34 @@ METRICS = {
     "test.asr.generated.wer": "word error rate of the transcript",
 }
 PAPERS = {
-    "ib": ("arXiv:2505.23236", "Towards LLM-Empowered Fine-Grained Speech Descriptors for Explainable Emotion Recognition"),
+    "ib": (
+        "arXiv:2505.23236",
+        "Towards LLM-Empowered Fine-Grained Speech Descriptors for Explainable Emotion Recognition",
+    ),
 }
 UNKNOWN = "not stated"
 
 INTENDED_USE = """\
 Research on speech emotion recognition and on its explanation: comparing methods, describing recordings, and
-inspecting what a model bases its label on. The explanation is text that the model generates; it is evidence about the
-recording only as far as the table below says that transcript and descriptors are right.
+inspecting what a model bases its label on. The explanation is text that the model generates; it is evidence
+about the recording only as far as the table below says that transcript and descriptors are right.
 
-**Not intended** for decisions about a person: hiring, schooling, credit, insurance, policing, border control, health.
-In the European Union, emotion inference at the workplace and in education is prohibited except for medical or safety
-reasons (Regulation (EU) 2024/1689, article 5(1)(f)). Recordings of people need their consent."""
+**Not intended** for decisions about a person: hiring, schooling, credit, insurance, policing, border control,
+health. In the European Union, emotion inference at the workplace and in education is prohibited except for
+medical or safety reasons (Regulation (EU) 2024/1689, article 5(1)(f)). Recordings of people need their
+consent."""
 
 LIMITS = """\
-- The model tells how a recording **sounds to annotators**, not what the speaker feels. The same emotion is voiced
-  differently by different people, languages and cultures, and annotators disagree.
-- The label is always one of the list above; anything else (irony, mixed or absent emotion, another language) is forced
-  into it. Probabilities are calibrated on the validation data only and mislead elsewhere.
-- Acted and synthetic speech is easier than spontaneous speech. A score on one corpus does not carry over to another,
-  to telephone or far-field audio, to noise, to children or to pathological voices.
-- Groups that the training data holds few of (age, accent, gender) fare worse, in ways the overall score hides.
-- Descriptors (pitch, volume, speed) are relative to the training data; volume also depends on the recording level.
+- The model tells how a recording **sounds to annotators**, not what the speaker feels. The same emotion is
+  voiced differently by different people, languages and cultures, and annotators disagree.
+- The label is always one of the list above; anything else (irony, mixed or absent emotion, another language)
+  is forced into it. Probabilities are calibrated on the validation data only and mislead elsewhere.
+- Acted and synthetic speech is easier than spontaneous speech. A score on one corpus does not carry over to
+  another, to telephone or far-field audio, to noise, to children or to pathological voices.
+- Groups that the training data holds few of (age, accent, gender) fare worse, in ways the overall score
+  hides.
+- Descriptors (pitch, volume, speed) are relative to the training data; volume also depends on the recording
+  level.
 - A generated transcript may hold words that were not said. Label scores do not depend on it in the condition
   `speech`, and do in `own_chain`."""
 
@@ -59,13 +66,14 @@ def write_model_card(folder, facts):
     folder : str or pathlib.Path
         The model's folder; ``README.md`` is written into it. It must exist.
     facts : mapping
-        What is known; every key may be left out. ``experiment`` (str), ``seed`` (int), ``fold`` (str), ``labels`` and
-        ``descriptors`` (lists of str), ``language`` (BCP 47), ``license`` (str or mapping: of the training data),
-        ``datasets`` (mapping name -> licence), ``encoder`` and ``llm`` (names of the backbones), ``backbone_licenses``
-        (mapping), ``parameters`` and ``num_trained_parameters`` (int), ``training_hours`` (audio, float),
-        ``num_train_records`` (int), ``phases`` (list of str or of mappings with ``name``), ``temperature`` (float or
-        mapping), ``thresholds`` (of the descriptors; only named), ``max_duration`` (s), ``split_hash``, ``git_commit``, ``command``, ``date`` (str), ``metrics`` (mapping
-        as in ``results.json``), ``random_split`` (bool). Other keys are listed as they are.
+        What is known; every key may be left out. ``experiment`` (str), ``seed`` (int), ``fold`` (str),
+        ``labels`` and ``descriptors`` (lists of str), ``language`` (BCP 47), ``license`` (str or mapping: of
+        the training data), ``datasets`` (mapping name -> licence), ``encoder`` and ``llm`` (names of the
+        backbones), ``backbone_licenses`` (mapping), ``parameters`` and ``num_trained_parameters`` (int),
+        ``training_hours`` (audio, float), ``num_train_records`` (int), ``phases`` (list of str or of mappings
+        with ``name``), ``temperature`` (float or mapping), ``thresholds`` (of the descriptors; only named),
+        ``max_duration`` (s), ``split_hash``, ``git_commit``, ``command``, ``date`` (str), ``metrics``
+        (mapping as in ``results.json``), ``random_split`` (bool). Other keys are listed as they are.
 
     Returns
     -------
@@ -80,14 +88,17 @@ def write_model_card(folder, facts):
     Example
     -------
     >>> import tempfile
+    >>> facts = {"experiment": "demo_ib", "labels": ["happy", "sad"]}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     text = write_model_card(folder, {"experiment": "demo_ib", "labels": ["happy", "sad"]}).read_text("utf-8")
+    ...     text = write_model_card(folder, facts).read_text("utf-8")
     >>> "# demo_ib" in text and "happy, sad" in text
     True
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder {str(folder)!r} of the model card does not exist: export the model first")
+        raise FileNotFoundError(
+            f"folder {str(folder)!r} of the model card does not exist: export the model first"
+        )
     path = folder / CARD_FILE
     partial = folder / f".{CARD_FILE}.{os.getpid()}"
     partial.write_text(model_card(facts), encoding="utf-8")
@@ -126,11 +137,15 @@ def model_card(facts):
     metrics = dict(take("metrics", {}))
     lines = _head(name, language, metrics, facts)
     seed, fold = take("seed"), take("fold")
-    lines += [f"# {name}{'' if seed is None else f', seed {seed}'}{'' if fold is None else f', fold {fold}'}", ""]
+    lines += [
+        f"# {name}{'' if seed is None else f', seed {seed}'}{'' if fold is None else f', fold {fold}'}",
+        "",
+    ]
     labels, descriptors = take("labels", []), take("descriptors", [])
     lines += [
-        "Explainable speech emotion recognition: a frozen speech encoder, two information-bottleneck branches (what is",
-        "said, how it is said) and a language model that writes transcript, descriptors and emotion.",
+        "Explainable speech emotion recognition: a frozen speech encoder, two branches with an information",
+        "bottleneck (what is said, how it is said) and a language model that writes transcript, descriptors",
+        "and emotion.",
         "",
         f"- Emotions: {', '.join(map(str, labels)) or UNKNOWN}",
         f"- Descriptors: {', '.join(map(str, descriptors)) or 'none'}",
@@ -156,7 +171,10 @@ def model_card(facts):
     ]
     lines += _licences(take("license"), take("datasets", {}), take("backbone_licenses", {}))
     if take("random_split", False) or metrics.get("test.warning"):
-        lines += ["", "**Warning: the split is random, so test speakers may occur in training; scores are optimistic.**"]
+        lines += [
+            "",
+            "**Warning: the split is random; test speakers may occur in training, scores are optimistic.**",
+        ]
     lines += ["", "## Training", ""]
     lines += _training(take)
     lines += ["", "## Results", ""]
@@ -186,7 +204,9 @@ def _head(name, language, metrics, facts):
     if _is_number(metrics.get(HEADLINE)):
         head += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
         head += ["  - task: {type: audio-classification, name: speech emotion recognition}"]
-        head += [f"    dataset: {{type: {json.dumps(name.split('_')[0])}, name: {json.dumps(name.split('_')[0])}}}"]
+        head += [
+            f"    dataset: {{type: {json.dumps(name.split('_')[0])}, name: {json.dumps(name.split('_')[0])}}}"
+        ]
         head += [f"    metrics: [{{type: recall, name: UA, value: {float(metrics[HEADLINE]):.4f}}}]"]
     return [*head, "---", ""]
 
@@ -206,7 +226,9 @@ def _licences(licence, datasets, backbones):
     lines += [f"- Backbone {name}: {text or UNKNOWN}" for name, text in backbones.items()]
     if not lines:
         lines.append(f"- Training data: licence {UNKNOWN}. Ask before passing the model on.")
-    lines.append("- The weights in this folder are bound by the licences of the data and of the backbones above them;")
+    lines.append(
+        "- The weights in this folder are bound by the licences of the data and of the backbones above them;"
+    )
     lines.append("  the code is Apache-2.0.")
     return lines
 
@@ -250,13 +272,21 @@ def _results(metrics, descriptors):
             lines.append(f"| descriptor {name}, exact match | {metrics[key]:.3f} | `{key}` |")
     if len(lines) == 2:
         return [f"{len(metrics)} metrics stand in results.json; none of the headline ones was computed."]
-    lines += ["", "Test speakers are not in the training data unless a warning above says so. All metrics: results.json."]
+    lines += [
+        "",
+        "Test speakers are not in the training data unless a warning above says so. More: results.json.",
+    ]
     return lines
 
 
 def _provenance(take):
     lines = []
-    for title, key in (("Command", "command"), ("Code, git commit", "git_commit"), ("Split, hash", "split_hash"), ("Made on", "date")):
+    for title, key in (
+        ("Command", "command"),
+        ("Code, git commit", "git_commit"),
+        ("Split, hash", "split_hash"),
+        ("Made on", "date"),
+    ):
         value = take(key)
         lines.append(f"- {title}: {f'`{value}`' if value else UNKNOWN}")
     packages = []

@@ -1,20 +1,22 @@
 """Checks an exported model before anything of it is opened or built.
 
-A HyperPyYAML file can run any code (``!apply:os.system``), and so can a pickle. A model folder therefore carries
-a manifest that is data only. What it lists is verified by size and sha256, what it does not list is never opened,
-pickles are refused, and the YAML is read as text and held against an allow-list of tags before anything is
-constructed.
+A HyperPyYAML file can run any code (``!apply:os.system``), and so can a pickle. A model folder therefore
+carries a manifest that is data only. What it lists is verified by size and sha256, what it does not list is
+never opened, pickles are refused, and the YAML is read as text and held against an allow-list of tags before
+anything is constructed.
 """
 
 import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from safetensors import SafetensorError
 
 MANIFEST_FILE = "manifest.json"
 HPARAMS_FILE = "hyperparams.yaml"
@@ -33,10 +35,46 @@ ALLOWED_CLASSES = frozenset(
 )
 #: Files that can run code when they are read, or when Python finds them.
 REFUSED_SUFFIXES = frozenset(
-    {".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".py", ".pyc", ".so"}
+    {
+        ".ckpt",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".pkl",
+        ".pickle",
+        ".joblib",
+        ".npy",
+        ".npz",
+        ".h5",
+        ".py",
+        ".pyc",
+        ".so",
+    }
 )
 #: What else a model folder may hold, so that a renamed pickle is not opened either.
 ALLOWED_SUFFIXES = frozenset({".yaml", ".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
+#: What ``*_implementation`` of a config may say.
+IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+#: What ``lora`` may hold: peft imports a module that ``megatron_core`` names.
+LORA_KEYS = frozenset(
+    {
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "use_dora",
+        "bias",
+        "fan_in_fan_out",
+        "init_lora_weights",
+    }
+)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MAX_YAML_BYTES = 4_000_000
 MODEL_FOLDER = "model_folder"
 
@@ -70,7 +108,7 @@ def sha256_of(path):
     Example
     -------
     >>> path = getfixture("tmp_path") / "empty"
-    >>> path.write_bytes(b"") and None
+    >>> _ = path.write_bytes(b"")
     >>> sha256_of(path)[:8]
     'e3b0c442'
     """
@@ -122,7 +160,8 @@ def check_relative_path(name, where=MANIFEST_FILE):
     suffix = path.suffix.lower()
     if suffix in REFUSED_SUFFIXES:
         raise UnsafeModelError(
-            f"{where}: {name!r} is refused: a {suffix} file can run code when it is read; weights must be .safetensors"
+            f"{where}: {name!r} is refused: a {suffix} file can run code when it is read; weights must be "
+            ".safetensors"
         )
     if suffix not in ALLOWED_SUFFIXES:
         raise UnsafeModelError(
@@ -193,8 +232,8 @@ def verify_folder(folder):
     Raises
     ------
     UnsafeModelError
-        If a listed file is missing, differs, is a link that leads out of the folder, or a subfolder holds a file
-        that is not listed (loaders of backbones look for files by name, and would open it).
+        If a listed file is missing, differs, is a link that leads out of the folder, or a subfolder holds a
+        file that is not listed (loaders of backbones look for files by name, and would open it).
     """
     folder = Path(folder)
     manifest = read_manifest(folder / MANIFEST_FILE)
@@ -231,15 +270,86 @@ def verify_folder(folder):
 
 
 def _check_json(path):
-    """Refuse a transformers config that names code to import."""
+    """Refuse a transformers config that names code to import or to fetch."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UnsafeModelError(f"{path}: not JSON ({error})") from error
     if isinstance(content, dict) and "auto_map" in content:
         raise UnsafeModelError(
-            f"{path}: 'auto_map' names Python code that belongs to the model; only classes of transformers are used"
+            f"{path}: 'auto_map' names Python code that belongs to the model; only classes of transformers "
+            "are used"
         )
+    _check_implementations(content, str(path))
+
+
+def _check_implementations(content, where):
+    """transformers takes an attention implementation that it does not know for a kernel on the hub."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if (
+                str(key).endswith("_implementation")
+                and isinstance(value, str)
+                and value not in IMPLEMENTATIONS
+            ):
+                raise UnsafeModelError(
+                    f"{where}: {key} is {value!r}; only transformers' own are used: "
+                    f"{', '.join(IMPLEMENTATIONS)}"
+                )
+            _check_implementations(value, where)
+    elif isinstance(content, list):
+        for value in content:
+            _check_implementations(value, where)
+
+
+def check_parts(text, manifest, name=HPARAMS_FILE, remote=False, replaced=()):
+    """Check what the allowed classes are built with: where weights come from, settings that import code.
+
+    Arguments
+    ---------
+    text : str
+        A text that :func:`check_yaml` has passed.
+    manifest : mapping
+        The model's manifest.
+    name : str
+        What error messages call the text.
+    remote : bool
+        Whether the model comes from another machine, whose folders are not this one's.
+    replaced : collection of str
+        Parts whose source the caller gives.
+
+    Raises
+    ------
+    UnsafeModelError
+        If a backbone is neither inside the folder, nor a name on the hub, nor a folder that the export
+        named; or if a setting is not allowed.
+    """
+    document = ruamel.yaml.YAML(typ="rt", pure=True).load(text)  # Tags stay marks; nothing is constructed.
+    for part in ("encoder", "llm"):
+        settings = document[part]
+        if not isinstance(settings, Mapping):
+            raise UnsafeModelError(f"{name}: {part} is no mapping of settings")
+        _check_implementations(settings, f"{name}: {part}")
+        lora = settings.get("lora")
+        unknown = sorted(set(lora) - LORA_KEYS) if isinstance(lora, Mapping) else []
+        if unknown:
+            raise UnsafeModelError(f"{name}: llm.lora has {unknown}; allowed: {sorted(LORA_KEYS)}")
+        source = settings.get("source")
+        if part in replaced or hasattr(source, "tag"):
+            continue  # A tag here is a checked !ref into the folder.
+        if source is not None and source == manifest.get("external", {}).get(part):
+            if remote:
+                raise UnsafeModelError(
+                    f"{name}: {part} is a folder of the machine that trained the model ({source}); name "
+                    "your own: "
+                    f"overrides={{'{part}': {{'source': 'FOLDER'}}}}"
+                )
+            check_external_folder(source)
+        elif not isinstance(source, str) or not HUB_NAME.fullmatch(source) or ".." in source:
+            raise UnsafeModelError(
+                f"{name}: {part}.source is {source!r}, neither inside the model folder nor a name on the "
+                "hub; refused"
+            )
 
 
 def check_external_folder(folder):
@@ -258,12 +368,14 @@ def check_external_folder(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise UnsafeModelError(
-            f"{folder}: this backbone was too large to be copied into the model folder, and its own folder is not "
+            f"{folder}: this backbone was too large to be copied into the model folder, and its own folder "
+            "is not "
             "there; give its new place by overrides, for example overrides={'llm': {'source': 'FOLDER'}}"
         )
     if not any(folder.glob("*.safetensors")):
         raise UnsafeModelError(
-            f"{folder}: no .safetensors; pickled weights are refused: load them once with transformers and call "
+            f"{folder}: no .safetensors; pickled weights are refused: load them once with transformers and "
+            "call "
             "save_pretrained"
         )
     for path in sorted(folder.glob("*.json")):
@@ -285,16 +397,16 @@ def check_yaml(text, name=HPARAMS_FILE, resolved=False):
     Raises
     ------
     UnsafeModelError
-        On a tag outside the list, an anchor, alias, merge key, directive, second document, duplicate key, or a
-        scalar in parentheses (HyperPyYAML reads its inside with a loader that constructs any Python object).
-        The message names the line.
+        On a tag outside the list, an anchor, alias, merge key, directive, second document, duplicate key, or
+        a scalar in parentheses (HyperPyYAML reads its inside with a loader that constructs any Python
+        object). The message names the line.
 
     Example
     -------
     >>> check_yaml("a: 1")
     >>> check_yaml("a: {b: [!apply:os.system [ls]]}")
     Traceback (most recent call last):
-    speechbrain_emo.inference.safe_loading.UnsafeModelError: hyperparams.yaml, line 1: tag '!apply:os.system' is ...
+    speechbrain_emo.inference.safe_loading.UnsafeModelError: hyperparams.yaml, line 1: tag ...
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_YAML_BYTES:
         raise UnsafeModelError(f"{name}: longer than {MAX_YAML_BYTES} bytes; refused")
@@ -327,14 +439,16 @@ def _check_events(text, name, resolved):
             if tag == "!ref" and not resolved:
                 if not _REFERENCE.fullmatch(event.value) or ".." in event.value:
                     raise UnsafeModelError(
-                        f"{where}: reference {event.value!r}; allowed: <{MODEL_FOLDER}>/NAME and <answer_format>"
+                        f"{where}: reference {event.value!r}; allowed: <{MODEL_FOLDER}>/NAME and "
+                        "<answer_format>"
                     )
                 continue
             # Reading and writing turns a quoted scalar into a plain one, but keeps a literal block.
             if event.style not in ("|", ">") and _TUPLE.fullmatch(event.value.strip()):
                 if event.style is None or not resolved:
                     raise UnsafeModelError(
-                        f"{where}: {event.value[:40]!r} is read as a tuple, whose inside may construct Python objects; "
+                        f"{where}: {event.value[:40]!r} is read as a tuple, whose inside may construct "
+                        "Python objects; "
                         "refused, write a list, or a text as a literal block (|-)"
                     )
             if event.style is None and event.value == "<<":
@@ -344,7 +458,8 @@ def _check_events(text, name, resolved):
         if tag.startswith(_NEW) and kind == "MappingStartEvent" and tag[len(_NEW) :] in ALLOWED_CLASSES:
             continue
         raise UnsafeModelError(
-            f"{where}: tag {tag!r} is not allowed: it could run code. Allowed: !new: (with keyword arguments) of "
+            f"{where}: tag {tag!r} is not allowed: it could run code. Allowed: !new: (with keyword "
+            "arguments) of "
             f"{', '.join(sorted(c.rsplit('.', 1)[1] for c in ALLOWED_CLASSES))}, and !ref to <{MODEL_FOLDER}>"
         )
 
@@ -404,7 +519,10 @@ def load_checked_yaml(text, folder, name=HPARAMS_FILE, overrides=None):
     resolved = resolve_references(text, dict(overrides)).read()
     # What is constructed is this text, not the one in the file: the same rules hold for it.
     check_yaml(resolved, f"{name} (references resolved)", resolved=True)
-    return load_hyperpyyaml(text, dict(overrides))
+    try:
+        return load_hyperpyyaml(text, dict(overrides))
+    except (TypeError, SafetensorError) as error:
+        raise UnsafeModelError(f"{name}: the model cannot be built: {error}") from error
 
 
 def check_structure(text, keys, name=HPARAMS_FILE):

@@ -186,8 +186,10 @@ def derive_seed(seed, name):
 
     Example
     -------
-    >>> derive_seed(3, "content") == derive_seed(3, "content"), derive_seed(3, "content") == derive_seed(3,
-    "descriptor") (True, False)
+    >>> derive_seed(3, "content") == derive_seed(3, "content")
+    True
+    >>> derive_seed(3, "content") == derive_seed(3, "descriptor")
+    False
     """
     digest = hashlib.blake2b(f"{int(seed)}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -251,10 +253,10 @@ class Latents:
 class GaussianBottleneck(nn.Module):
     """Two-layer perceptron from a frame to a diagonal Gaussian and, in training mode, a sample of it.
 
-    VIB-SER (arXiv 2505.23236, section 2): (mu, log sigma^2) = MLP(x); z = mu + sigma * eps in training, z = mu at
-    inference. The hidden activation is ReLU. ``log_var`` is limited to ``log_var_range`` in the forward pass,
-    while the gradient passes as if it were not: the KL term then always pulls a value that left the range
-    back into it, where a plain clamp would leave it there for good.
+    VIB-SER (arXiv 2505.23236, section 2): (mu, log sigma^2) = MLP(x); z = mu + sigma * eps in training, z =
+    mu at inference. The hidden activation is ReLU. ``log_var`` is limited to ``log_var_range`` in the
+    forward pass, while the gradient passes as if it were not: the KL term then always pulls a value that
+    left the range back into it, where a plain clamp would leave it there for good.
 
     Arguments
     ---------

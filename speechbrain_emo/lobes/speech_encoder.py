@@ -253,7 +253,9 @@ class SpeechEncoder(nn.Module):
         (13, 768, 94371712)
         """
         with torch.device("meta"):
-            return cls(None, dtype=dtype, layers=layers, architecture=architecture, normalize=normalize)
+            encoder = cls(None, dtype=dtype, layers=layers, architecture=architecture, normalize=normalize)
+        # transformers makes the mask embedding with torch.Tensor, which a device context does not reach.
+        return encoder.to("meta")
 
     @staticmethod
     def _config_of(architecture):
@@ -283,29 +285,32 @@ class SpeechEncoder(nn.Module):
                     " Hugging Face hub"
                 )
             self._folder = Path(source)
-        # Asked for explicitly, so that a plain folder or an offline cache is never looked up on the hub.
+        # local_files_only: an incomplete folder must fail here rather than be looked up on the hub.
         options = {"local_files_only": True} if local else {"revision": revision}
+        options["trust_remote_code"] = False
+        advice = (
+            "check that it holds config.json and model.safetensors as save_pretrained writes them"
+            if local
+            else "check the name, the revision and the network (gated models need `hf auth login`), or"
+            " download it elsewhere and give its local folder as source"
+        )
+        failure = f"SpeechEncoder: cannot load {self.source!r} (revision {revision}): {advice}."
         try:
             config = AutoConfig.from_pretrained(source, **options)
-            if config.model_type not in FAMILIES:
-                raise ValueError(
-                    f"SpeechEncoder: {self.source!r} is a {config.model_type!r} model; supported are"
-                    f" {sorted(FAMILIES)}"
-                )
+        except (OSError, ValueError) as error:
+            raise OSError(f"{failure} {error}") from error
+        if config.model_type not in FAMILIES:
+            raise ValueError(
+                f"SpeechEncoder: {self.source!r} is a {config.model_type!r} model; supported are"
+                f" {sorted(FAMILIES)}"
+            )
+        try:
             model, report = AutoModel.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **options
             )
             settings = _preprocessor_settings(source, None if local else revision)
         except (OSError, SafetensorError) as error:
-            advice = (
-                "check that it holds config.json and model.safetensors as save_pretrained writes them"
-                if local
-                else "check the name, the revision and the network (gated models need `hf auth login`), or"
-                " download it elsewhere and give its local folder as source"
-            )
-            raise OSError(
-                f"SpeechEncoder: cannot load {self.source!r} (revision {revision}): {advice}. {error}"
-            ) from error
+            raise OSError(f"{failure} {error}") from error
         # transformers only warns and leaves such weights random; eval mode never uses the mask embedding.
         missing = sorted(key for key in report["missing_keys"] if not key.endswith("masked_spec_embed"))
         if missing or report["mismatched_keys"]:
@@ -401,7 +406,7 @@ class SpeechEncoder(nn.Module):
 
     @property
     def fingerprint(self):
-        """What features are a function of, str: weights, config, dtype, layers, sample rate, normalisation."""
+        """What features depend on, str: weights, config, dtype, layers, sample rate, normalisation."""
         layers = ",".join(map(str, self.layers))
         parts = (f"layers={layers}", f"rate={self.sample_rate}", f"normalize={self.normalize}")
         return "|".join((self.identity, self.dtype_name, *parts))

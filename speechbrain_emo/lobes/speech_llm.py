@@ -286,8 +286,8 @@ class SpeechLLM(nn.Module):
             if getattr(base.config, name, None) not in (None, 1, 1.0):
                 raise ValueError(
                     f"model {source!r} has {name}={getattr(base.config, name)}: its logits are changed after "
-                    "the output layer, which the answer-only loss does not do; use a model like Llama, Qwen2 or "
-                    "Mistral"
+                    "the output layer, which the answer-only loss does not do; use a model like Llama "
+                    "or Qwen2"
                 )
         self.tokenizer = None
         if source is not None and (not on_meta or os.path.isdir(source)):

@@ -76,10 +76,14 @@ def normalize_text(text, language="en"):
     'mister brown is color is not it'
     >>> normalize_text("Das schwarze Stück Papier!", language="de")
     'das schwarze stück papier'
+    >>> normalize_text("I don't know...")
+    'i do not know'
     """
     if not isinstance(text, str):
         raise TypeError(f"text is {text!r} of type {type(text).__name__}: give a string")
-    return _normalizer(str(language).lower()[:2])(text).strip()
+    words = _normalizer(str(language).lower()[:2])(text).split()
+    # The English normaliser leaves the last dot of an ellipsis as a word of its own.
+    return " ".join(word for word in words if word != ".")
 
 
 def shares_sentences(test_sentences, train_sentences, language="en"):

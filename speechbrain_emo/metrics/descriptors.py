@@ -6,6 +6,7 @@ Lavie 2014; SPICE, Anderson et al. 2016). METEOR and SPICE run in Java. What can
 not computed with the reason, never as 0.
 """
 
+import contextlib
 import importlib
 import math
 import shutil
@@ -343,6 +344,9 @@ def _run_meteor(references, hypotheses, language, timeout=600.0):
         if scorer.lock.locked():
             # The package keeps its lock when scoring fails and then waits for it when it is deleted.
             scorer.lock.release()
+        with contextlib.suppress(BrokenPipeError):
+            # Closing flushes to the dead process; done here, it is not reported again at deletion.
+            scorer.meteor_p.stdin.close()
         return TextScore(None, f"METEOR's Java process failed: {type(error).__name__}: {error}")
     finally:
         watchdog.cancel()

@@ -98,10 +98,16 @@ class Phase:
         if (self.beta["start"] == 0) != (self.beta["end"] == 0):
             fail("beta", self.beta, "both 0 or both positive: annealing is log-linear")
         if self.train_by_task and (not self.step_by_task or set(self.train_by_task) != set(self.tasks)):
-            fail("train_by_task", self.train_by_task, "with step_by_task: true, an entry for each of the tasks")
+            fail(
+                "train_by_task", self.train_by_task, "with step_by_task: true, an entry for each of the tasks"
+            )
         for kind, sources in self.slot_sources.items():
             if set(sources) - set(SLOT_SOURCES) or abs(sum(sources.values()) - 1) > 1e-6:
-                fail(f"slot_sources[{kind}]", sources, f"probabilities of {', '.join(SLOT_SOURCES)} that sum to 1")
+                fail(
+                    f"slot_sources[{kind}]",
+                    sources,
+                    f"probabilities of {', '.join(SLOT_SOURCES)} that sum to 1",
+                )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping):

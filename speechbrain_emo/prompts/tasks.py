@@ -88,7 +88,9 @@ class AnswerFormat:
         self.weights = dict(weights or {})
         unknown = set(self.weights) - set(self.spec)
         if unknown:
-            raise ValueError(f"weights name unknown answer fields {sorted(unknown)}; known: {list(self.spec)}")
+            raise ValueError(
+                f"weights name unknown answer fields {sorted(unknown)}; known: {list(self.spec)}"
+            )
 
     @property
     def names(self):
@@ -246,7 +248,9 @@ class InstructionTask:
             raise ValueError(f"task {name!r} has no prompt: give at least one")
         unknown = [n for n in answer if n not in format.names]
         if unknown:
-            raise ValueError(f"task {name!r} answers with unknown fields {unknown}; known: {list(format.names)}")
+            raise ValueError(
+                f"task {name!r} answers with unknown fields {unknown}; known: {list(format.names)}"
+            )
         self.name = name
         self.prompts = list(prompts)
         self.answer = tuple(answer)
@@ -306,7 +310,9 @@ class InstructionTask:
         """
         if kind == "content":
             if record.get(TRANSCRIPT) is None:
-                raise ValueError(f"record {record['id']!r} has no transcript to stand in for its content slot")
+                raise ValueError(
+                    f"record {record['id']!r} has no transcript to stand in for its content slot"
+                )
             return " " + record[TRANSCRIPT]
         if not self.captions:
             raise ValueError(f"task {self.name!r} has no captions to stand in for its slot {kind!r}")

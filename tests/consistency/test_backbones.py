@@ -1,4 +1,4 @@
-"""The published sizes, without their weights: every fragment in hparams/backbones has the parameter count it states."""
+"""The published sizes, without their weights: every fragment has the parameter count that it states."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "hparams" / "backbones"
 
-# Independent of the fragments: model cards and papers (HuBERT: 316 M, Whisper-large-v3 encoder: 637 M of 1 543 M,
+# Independent of the fragments: model cards and papers (HuBERT: 316 M, Whisper-large-v3 encoder: 637 M of 1
+# 543 M,
 # Llama-3.1-8B: 8.03 B, Qwen2.5-7B: 7.62 B, Vicuna-7B: 6.74 B, Qwen2.5-0.5B: 0.49 B).
 PUBLISHED = {
     "hubert_large": (315_438_720, "facebook/hubert-large-ll60k"),
@@ -44,7 +45,8 @@ def build_on_meta(fragment):
 @pytest.mark.parametrize("name,fragment", list(fragments()), ids=[name for name, _ in fragments()])
 def test_the_stated_number_of_parameters_is_the_true_one(name, fragment):
     model = build_on_meta(fragment)
-    # transformers makes HuBERT's mask embedding with the legacy torch.Tensor(n), which ignores the device: 4 KB.
+    # transformers makes HuBERT's mask embedding with the legacy torch.Tensor(n), which ignores the device: 4
+    # KB.
     assert sum(parameter.numel() for parameter in model.parameters() if not parameter.is_meta) <= 1024
     assert sum(parameter.numel() for parameter in model.parameters()) == fragment["num_parameters"]
     assert {"kind", "source", "revision", "dtype", "num_parameters", "architecture"} <= set(fragment)

@@ -42,7 +42,9 @@ def test_resampling_removes_what_would_alias(tmp_path):
     assert load_audio(tmp_path / "a.wav")[1000:-1000].abs().max() < 0.01
 
 
-@pytest.mark.parametrize("subtype, tolerance", [("PCM_U8", 1e-2), ("PCM_24", 2e-7), ("PCM_32", 1e-7), ("DOUBLE", 1e-7)])
+@pytest.mark.parametrize(
+    "subtype, tolerance", [("PCM_U8", 1e-2), ("PCM_24", 2e-7), ("PCM_32", 1e-7), ("DOUBLE", 1e-7)]
+)
 def test_sample_types(tmp_path, subtype, tolerance):
     soundfile.write(tmp_path / "a.wav", tone(), 16000, subtype=subtype)
     assert np.abs(load_audio(tmp_path / "a.wav").numpy() - tone()).max() < tolerance
@@ -252,5 +254,7 @@ def test_real_recordings(shared_data):
     samples = load_audio(shared_data / "emodb" / "wav" / "03a01Fa.wav")
     info = audio_info(shared_data / "emodb" / "wav" / "03a01Fa.wav")
     assert info.sample_rate == 16000 and samples.shape == (info.num_samples,)
-    for path in sorted((shared_data / "librispeech").glob("*.ogg")) + sorted((shared_data / "librispeech").glob("*.flac")):
+    for path in sorted((shared_data / "librispeech").glob("*.ogg")) + sorted(
+        (shared_data / "librispeech").glob("*.flac")
+    ):
         assert load_audio(path, start=0, stop=8000).numel() > 0

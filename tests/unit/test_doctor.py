@@ -58,7 +58,9 @@ def test_a_missing_required_package_is_an_error_and_an_optional_one_is_not(monke
 
 def test_a_version_out_of_range_is_told_with_the_range(monkeypatch):
     real = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.5.0" if name == "speechbrain" else real(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.5.0" if name == "speechbrain" else real(name)
+    )
     check = named(run_doctor(), "package speechbrain")
     assert check.status == "error" and "0.5.0" in check.detail and ">=1.1.2" in check.detail
 
@@ -71,9 +73,13 @@ def test_commands_that_are_there_absent_or_broken(tmp_path, monkeypatch):
         (tmp_path / name).chmod(0o755)
     # The shebang needs /bin/sh, which is found by its path; `echo` and `exit` are built in.
     checks = run_doctor()
-    assert named(checks, "command java").status == "ok" and "openjdk 17" in named(checks, "command java").detail
+    assert (
+        named(checks, "command java").status == "ok" and "openjdk 17" in named(checks, "command java").detail
+    )
     broken = named(checks, "command mfa")
-    assert broken.status == "warning" and "exits with 3: no kaldi" in broken.detail and "conda" in broken.advice
+    assert (
+        broken.status == "warning" and "exits with 3: no kaldi" in broken.detail and "conda" in broken.advice
+    )
     assert named(checks, "command ffmpeg").status == "missing"
 
 

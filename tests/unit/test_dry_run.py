@@ -23,7 +23,13 @@ from speechbrain_emo.lobes.vib_front_end import VIBFrontEnd
 
 PHASES = [
     {"name": "asr", "train": ["front_end.content", "llm.lora"], "tasks": ["asr"], "epochs": 2, "lr": 1e-4},
-    {"name": "joint", "train": ["front_end.descriptor", "llm.lora"], "tasks": ["ser"], "epochs": 3, "lr": 1e-4},
+    {
+        "name": "joint",
+        "train": ["front_end.descriptor", "llm.lora"],
+        "tasks": ["ser"],
+        "epochs": 3,
+        "lr": 1e-4,
+    },
 ]
 
 
@@ -33,7 +39,11 @@ def published(repository):
 
     def fragment(name):
         text = (repository / "hparams" / "backbones" / f"{name}.yaml").read_text(encoding="utf-8")
-        return {k: v for k, v in yaml.safe_load(text).items() if k in ("source", "revision", "dtype", "architecture")}
+        return {
+            k: v
+            for k, v in yaml.safe_load(text).items()
+            if k in ("source", "revision", "dtype", "architecture")
+        }
 
     return {
         "encoder": partial(SpeechEncoder, **fragment("hubert_large")),
@@ -164,7 +174,8 @@ def test_operations_of_the_encoder_are_counted_by_torch_too():
     encoder = SpeechEncoder(None, architecture=architecture)
     with FlopCounterMode(display=False) as counter:
         encoder(torch.randn(1, 16000), torch.tensor([16000]))
-    # Attention and the positional convolution are left out of the estimate, edges make the true count smaller.
+    # Attention and the positional convolution are left out of the estimate, edges make the true count
+    # smaller.
     assert encoder_flops(encoder) == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
@@ -173,7 +184,9 @@ def test_hours_are_operations_over_rate_and_the_cache_saves_encoder_passes(publi
     cached = estimate({**published, "cache": "layers"}, sustained_flops=1e14)
     difference = (live.hours("as given") - cached.hours("as given")) * 3600 * 1e14
     assert difference == pytest.approx(4 * live.encode_flops, rel=1e-6)  # five epochs against one pass
-    assert live.hours("as given") == pytest.approx(2 * estimate(published, sustained_flops=2e14).hours("as given"))
+    assert live.hours("as given") == pytest.approx(
+        2 * estimate(published, sustained_flops=2e14).hours("as given")
+    )
 
 
 def test_the_table_and_the_json_tell_the_same(published):
@@ -188,7 +201,9 @@ def test_the_table_and_the_json_tell_the_same(published):
 
 
 def test_short_disk_is_said():
-    report = DryRunReport([], [], {}, {"off": 0.0, "layers": 1e6}, "layers", 10.0, 5, 0.0, 0.0, 1e9, 0.0, {"x": 1e9})
+    report = DryRunReport(
+        [], [], {}, {"off": 0.0, "layers": 1e6}, "layers", 10.0, 8.0, 5, 0.0, 0.0, 1e9, 0.0, {"x": 1e9}
+    )
     assert "NOT ENOUGH DISK" in str(report)
     report.cache_mode = "off"
     assert "NOT ENOUGH DISK" not in str(report)
@@ -230,18 +245,30 @@ def test_errors_name_the_module_and_the_way_out(published):
     with pytest.raises(ValueError, match="cache is 'some'; allowed: off, layers, weighted"):
         estimate({**published, "cache": "some"}, sustained_flops=1e14)
     with pytest.raises(ValueError, match="front_end.contents"):
-        estimate({**published, "phases": [{**PHASES[0], "train": ["front_end.contents"]}]}, sustained_flops=1e14)
+        estimate(
+            {**published, "phases": [{**PHASES[0], "train": ["front_end.contents"]}]}, sustained_flops=1e14
+        )
 
 
 def test_a_written_manifest_tells_the_size_of_the_corpus(published, tmp_path):
     records = {
         "a": {"wav": "a.wav", "duration": 1800.0},
-        "b": {"wav": "b.wav", "duration": 1.0, "audios": [{"wav": "x", "duration": 600.0}, {"duration": 1200.0}]},
+        "b": {
+            "wav": "b.wav",
+            "duration": 1.0,
+            "audios": [{"wav": "x", "duration": 600.0}, {"duration": 1200.0}],
+        },
     }
     path = tmp_path / "train.json"
     path.write_text(json.dumps(records))
     report = estimate({**published, "manifests": {"train": str(path)}}, sustained_flops=1e14)
     assert (report.num_records, report.audio_hours) == (2, 1.0)
+    # The validation part counts for the cache, not for the steps.
+    (tmp_path / "valid.json").write_text(json.dumps({"c": {"wav": "c.wav", "duration": 1800.0}}))
+    both = {"train": str(path), "valid": str(tmp_path / "valid.json")}
+    report = estimate({**published, "manifests": both}, sustained_flops=1e14)
+    assert (report.num_records, report.audio_hours) == (2, 1.5)
+    assert report.train_hours == pytest.approx(1.0)
     missing = {**published, "manifests": {"train": str(tmp_path / "not_yet.json")}}
     assert estimate(missing, sustained_flops=1e14).num_records == 4290
 
@@ -253,3 +280,12 @@ def test_limits_of_a_micro_batch_bound_the_memory(published):
     # Llama-3.1-8B keeps 32 * (6 * 4096 + 2 * 1024 + 3 * 14336) values of two bytes a position.
     kept = 2 * 32 * (6 * 4096 + 2 * 1024 + 3 * 14336)
     assert bound.memory["activations of the language model"] == 512 * kept
+
+
+def test_hours_of_the_corpus_and_records_of_its_training_part(published):
+    """IEMOCAP: 7 h are the 5531 utterances of all sessions, a fold trains on some 4290 of them."""
+    report = estimate({**published, "num_corpus_records": 5531}, sustained_flops=1e14)
+    assert report.train_hours == pytest.approx(7.0 * 4290 / 5531)
+    assert report.cache_bytes("layers") == pytest.approx(64e9, rel=0.02)
+    folds = estimate({**published, "folds": list("12345")}, sustained_flops=1e14)
+    assert "one of 5 folds" in str(folds) and "folds" not in str(report)

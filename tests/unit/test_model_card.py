@@ -61,7 +61,13 @@ def test_facts_stand_in_the_card(tmp_path):
 def test_limits_use_and_law_are_always_there():
     for facts in ({}, FACTS):
         text = model_card(facts)
-        for heading in ("Intended use", "Limits of emotion recognition", "Data and licences", "Results", "Provenance"):
+        for heading in (
+            "Intended use",
+            "Limits of emotion recognition",
+            "Data and licences",
+            "Results",
+            "Provenance",
+        ):
             assert f"## {heading}\n" in text
         assert "Not intended" in text and "2024/1689" in text and "not what the speaker feels" in text
 

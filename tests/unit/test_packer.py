@@ -6,7 +6,11 @@ import torch
 from speechbrain_emo.lobes.tiny_llm import train_tiny_tokenizer
 from speechbrain_emo.prompts import AnswerField, AnswerFormat, Example, InstructionTask, Packer, Slot, Turn
 
-TEXTS = ["the sky is blue today and the dog runs", "emotion: sad happy angry neutral", "Speech: Voice: A: B:"] * 5
+TEXTS = [
+    "the sky is blue today and the dog runs",
+    "emotion: sad happy angry neutral",
+    "Speech: Voice: A: B:",
+] * 5
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +28,20 @@ def visible(packer, row):
     """The row as text, slot positions as <kind>."""
     out = ""
     for token, kind in zip(row.token_ids, row.kinds):
-        out += f"<{packer.slot_kinds[kind - 3]}>" if kind >= 3 and token == 0 else packer.tokenizer.decode([token])
+        out += (
+            f"<{packer.slot_kinds[kind - 3]}>"
+            if kind >= 3 and token == 0
+            else packer.tokenizer.decode([token])
+        )
     return out
 
 
 def test_vib_ser(tokenizer):
     turns = (Turn("user", ("Speech:", Slot("content"), "\nVoice:", Slot("descriptor"))),)
-    answer = (AnswerField("transcript", "transcript:", " the dog"), AnswerField("emotion", "\nemotion:", " sad", 4.0))
+    answer = (
+        AnswerField("transcript", "transcript:", " the dog"),
+        AnswerField("emotion", "\nemotion:", " sad", 4.0),
+    )
     packer, row = pack(tokenizer, ["content", "descriptor"], turns, answer, [{"content": 3, "descriptor": 2}])
     text = visible(packer, row)
     assert "Speech:<content><content><content>\nVoice:<descriptor><descriptor>" in text
@@ -54,12 +65,18 @@ def test_dual_adapters_with_equivalence_replacement(tokenizer):
     packer, speech = pack(tokenizer, kinds, turns(Slot(kinds[0]), Slot(kinds[1])), answer, lengths)
     assert [speech.kinds.count(k) for k in (3, 4)] == [10, 4]
     _, text = pack(
-        tokenizer, kinds, turns(Slot(kinds[0], source="nothing"), Slot(kinds[1], source="text", text="the dog")), answer, ()
+        tokenizer,
+        kinds,
+        turns(Slot(kinds[0], source="nothing"), Slot(kinds[1], source="text", text="the dog")),
+        answer,
+        (),
     )
     dog = list(packer.tokenize("the dog"))
     assert [t for t, k in zip(text.token_ids, text.kinds) if k == 4] == dog
     assert 3 not in text.kinds and not text.slots
-    assert text.labels[-len(packer.tokenize("blue")) - 1 :] == speech.labels[-len(packer.tokenize("blue")) - 1 :]
+    assert (
+        text.labels[-len(packer.tokenize("blue")) - 1 :] == speech.labels[-len(packer.tokenize("blue")) - 1 :]
+    )
 
 
 def test_jelly_dialogue_of_ten_emotion_slots(tokenizer):
@@ -87,7 +104,12 @@ def test_padding_keeps_every_row(tokenizer, side):
     packer = Packer(tokenizer, ["content"])
     rows = [
         packer.encode(
-            Example(str(n), "t", (Turn("user", ("the dog " * n, Slot("content"))),), (AnswerField("x", "", "sad"),)),
+            Example(
+                str(n),
+                "t",
+                (Turn("user", ("the dog " * n, Slot("content"))),),
+                (AnswerField("x", "", "sad"),),
+            ),
             [{"content": n}],
         )
         for n in (1, 4, 2)
@@ -108,7 +130,10 @@ def test_padding_keeps_every_row(tokenizer, side):
 
 def test_generation_row_is_the_training_row_without_its_answer(tokenizer):
     packer = Packer(tokenizer, ["content"])
-    fields = (AnswerField("transcript", "transcript:", " the dog"), AnswerField("emotion", "\nemotion:", " sad"))
+    fields = (
+        AnswerField("transcript", "transcript:", " the dog"),
+        AnswerField("emotion", "\nemotion:", " sad"),
+    )
     example = Example("u", "t", (Turn("user", (Slot("content"), "the sky")),), fields)
     whole = packer.encode(example, [{"content": 2}])
     prompt = packer.encode(example, [{"content": 2}], with_answer=False)

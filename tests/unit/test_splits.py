@@ -52,7 +52,10 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order():
 
 def test_validation_speakers_differ_between_folds():
     records = corpus()
-    assert len({leave_one_speaker_out(records, f, 1, 0).valid for f in SPEAKERS}) > 2
+    assert len({leave_one_speaker_out(records, f, 2, 0).valid for f in SPEAKERS}) > 2
+    drawn = [choose_valid_speakers(records, 1, seed)[0] for seed in range(300)]
+    # Each of six speakers is drawn 50 times on average, with a deviation of 6.5.
+    assert all(25 < drawn.count(s) < 75 for s in SPEAKERS)
 
 
 def test_leave_one_session_out():
@@ -120,7 +123,9 @@ def test_bad_arguments():
 def test_validation_speakers_without_gender_or_of_one_gender():
     unknown = {s: {"speaker": s, "gender": None} for s in "abcd"}
     assert len(choose_valid_speakers(unknown, 2)) == 2
-    women = {s: {"speaker": s, "gender": "female"} for s in "abcd"} | {"m": {"speaker": "m", "gender": "male"}}
+    women = {s: {"speaker": s, "gender": "female"} for s in "abcd"} | {
+        "m": {"speaker": "m", "gender": "male"}
+    }
     chosen = choose_valid_speakers(women, 4)
     assert "m" in chosen and len(chosen) == 4
     assert choose_valid_speakers(women, 0) == []

@@ -38,7 +38,12 @@ def test_a_right_file_has_no_problem_and_builds_nothing(monkeypatch):
 @pytest.mark.parametrize(
     "right,wrong,key,message",
     [
-        ("out_features: 2", "out_features: 2\n        biass: true", "layers[first]", "unexpected keyword argument 'biass'"),
+        (
+            "out_features: 2",
+            "out_features: 2\n        biass: true",
+            "layers[first]",
+            "unexpected keyword argument 'biass'",
+        ),
         ("        out_features: 2\n", "", "layers[first]", "missing a required argument: 'out_features'"),
         ("betas:", "beta:", "optimizer", "unexpected keyword argument 'beta'"),
         ("AdamW", "AdamV", "optimizer", "there is no torch.optim.AdamV"),
@@ -68,7 +73,9 @@ def test_a_name_may_leave_arguments_open_and_a_new_may_not():
 
 def test_included_files_are_walked(tmp_path):
     (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "inner.yaml").write_text("layer: !new:torch.nn.Linear\n    in_feature: 1\n    out_features: 1\n")
+    (tmp_path / "part" / "inner.yaml").write_text(
+        "layer: !new:torch.nn.Linear\n    in_feature: 1\n    out_features: 1\n"
+    )
     outer = tmp_path / "outer.yaml"
     outer.write_text("part: !include:part/inner.yaml\nsize: !ref <part[layer]>\n")
     assert only(check_yaml(outer)).key == "part[layer]"

@@ -1,0 +1,586 @@
+"""Pretrain a tiny HuBERT from manifests and save it as a folder that ``transformers`` loads."""
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from speechbrain_emo.dataio.audio import load_audio
+from speechbrain_emo.lobes.hubert_pretraining import (
+    IGNORE,
+    SAMPLE_RATE,
+    AcousticUnits,
+    FrameTargets,
+    HubertPretrainer,
+    build_tiny_hubert,
+    calibrate_filterbank,
+    num_frames,
+    phone_frames,
+    save_encoder,
+    span_mask,
+)
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "pretraining.json"
+
+
+@dataclass
+class Utterance:
+    """One audio in memory.
+
+    ``samples`` float32 tensor (samples,) at 16 kHz; ``phones`` list of {phone, start, end} in seconds, empty
+    where there are none; ``emotion`` class, -100 where there is none.
+    """
+
+    key: str
+    samples: torch.Tensor
+    phones: list
+    emotion: int
+
+
+@dataclass
+class PretrainingBatch:
+    """Audios with their frame labels.
+
+    ``waveforms`` float32 (B, samples), zero at padding; ``num_samples`` int64 (B,); ``phones`` int64 (B, T)
+    and ``durations`` float (B, T) of :func:`phone_frames`; ``emotions`` int64 (B,); ``mask`` bool (B, T).
+    """
+
+    waveforms: torch.Tensor
+    num_samples: torch.Tensor
+    phones: torch.Tensor
+    durations: torch.Tensor
+    emotions: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device, **options):
+        """The batch on a device."""
+        return PretrainingBatch(
+            *(getattr(self, name).to(device, **options) for name in self.__dataclass_fields__)
+        )
+
+
+def load_utterances(manifest_file, data_folder, emotions=(), max_duration=15.0, description="audio"):
+    """Read the audio of a manifest into memory.
+
+    Arguments
+    ---------
+    manifest_file : str
+        Records may have ``phones``; :class:`Utterance` says their form.
+    data_folder : str
+        What ``{data_root}`` stands for.
+    emotions : sequence of str
+        Labels, in the order of their classes.
+    max_duration : float
+        Seconds; what is beyond is left out.
+    description : str
+        Of the progress bar.
+
+    Returns
+    -------
+    list of Utterance
+    """
+    records = json.loads(Path(manifest_file).read_text(encoding="utf-8"))
+    classes = {name: i for i, name in enumerate(emotions)}
+    utterances = []
+    for key, record in tqdm(records.items(), desc=description, unit="utt", mininterval=1.0):
+        path = record["wav"].replace("{data_root}", str(data_folder))
+        samples = load_audio(
+            path,
+            SAMPLE_RATE,
+            start=record.get("start"),
+            stop=record.get("stop"),
+            max_duration=max_duration,
+        )
+        utterances.append(
+            Utterance(
+                key,
+                torch.as_tensor(np.asarray(samples), dtype=torch.float32),
+                record.get("phones") or [],
+                classes.get(record.get("emotion"), IGNORE),
+            )
+        )
+    if not utterances:
+        raise ValueError(f"{manifest_file} holds no record: there is nothing to train on")
+    return utterances
+
+
+def change_speed(samples, factor):
+    """Play faster or slower: duration divided by the factor, all frequencies multiplied by it.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        float32, shape (samples,).
+    factor : float
+        Above 1 is faster.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape (round(samples / factor),).
+
+    Example
+    -------
+    >>> change_speed(torch.zeros(1000), 1.25).shape
+    torch.Size([800])
+    """
+    if factor == 1.0:
+        return samples
+    length = max(1, round(samples.shape[0] / factor))
+    # A length with small factors keeps the Fourier transforms fast; the rest is cut off afterwards.
+    block = 1600
+    padded = F.pad(samples, (0, -samples.shape[0] % block + block))
+    target = round(padded.shape[0] / factor)
+    spectrum = torch.fft.rfft(padded)
+    bins = target // 2 + 1
+    spectrum = spectrum[:bins] if bins <= spectrum.shape[0] else F.pad(spectrum, (0, bins - spectrum.shape[0]))
+    return (torch.fft.irfft(spectrum, n=target) * (target / padded.shape[0]))[:length]
+
+
+class PretrainingBatches(torch.utils.data.IterableDataset):
+    """Batches of similar lengths, bounded by seconds of padded audio; augmented in training.
+
+    All random choices follow from (seed, epoch, batch): a resumed epoch is the same epoch.
+
+    Arguments
+    ---------
+    utterances : list of Utterance
+    config : transformers.HubertConfig
+    phone_classes : dict
+        Phone -> class.
+    batch_seconds : float
+        Upper bound of a batch, padding included.
+    seed : int
+    mask_probability : float
+        Of :func:`span_mask`; 0 in validation.
+    mask_span : int
+        Frames.
+    max_duration : float
+        Seconds; longer audios are cropped at random.
+    augment : dict, optional
+        ``speed``: largest relative change, ``gain_db``: deviation of a gain in dB, ``noise_db``: loudest
+        white noise under the speech, in dB. None in validation.
+    """
+
+    def __init__(
+        self,
+        utterances,
+        config,
+        phone_classes,
+        batch_seconds,
+        seed,
+        mask_probability=0.0,
+        mask_span=10,
+        max_duration=8.0,
+        augment=None,
+    ):
+        super().__init__()
+        allowed = {"speed", "gain_db", "noise_db"}
+        if augment and set(augment) - allowed:
+            raise ValueError(f"augment has {sorted(set(augment) - allowed)}; allowed are {sorted(allowed)}")
+        self.utterances, self.config, self.phone_classes = utterances, config, phone_classes
+        self.batch_samples = int(batch_seconds * SAMPLE_RATE)
+        self.seed, self.mask_probability, self.mask_span = seed, mask_probability, mask_span
+        self.max_samples = int(max_duration * SAMPLE_RATE)
+        self.augment = {name: float(value) for name, value in (augment or {}).items()}
+        self.training = mask_probability > 0 or bool(self.augment)
+        self.epoch = 0
+        self.batches = self._plan()
+
+    def _plan(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        lengths = np.array([min(len(u.samples), self.max_samples) for u in self.utterances], dtype=float)
+        # Noise on the lengths mixes the batches' members from epoch to epoch at little padding.
+        order = np.argsort(lengths * (1 + 0.1 * rng.random(len(lengths)) * self.training), kind="stable")
+        batches, current, longest = [], [], 0
+        for index in order:
+            longest_now = max(longest, int(lengths[index]))
+            if current and longest_now * (len(current) + 1) > self.batch_samples:
+                batches.append(current)
+                current, longest_now = [], int(lengths[index])
+            current.append(int(index))
+            longest = longest_now
+        batches.append(current)
+        if self.training:
+            rng.shuffle(batches)
+        return batches
+
+    def set_epoch(self, epoch):
+        """Draw the batches of an epoch."""
+        self.epoch = int(epoch)
+        self.batches = self._plan()
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for number, indices in enumerate(self.batches):
+            yield self._batch(indices, np.random.default_rng([self.seed, self.epoch, number]))
+
+    def _augmented(self, utterance, rng):
+        samples, speed = utterance.samples, 1.0
+        phones = utterance.phones
+        if len(samples) > self.max_samples:
+            begin = int(rng.integers(len(samples) - self.max_samples + 1)) if self.training else 0
+            samples = samples[begin : begin + self.max_samples]
+            offset = begin / SAMPLE_RATE
+            phones = [{**p, "start": p["start"] - offset, "end": p["end"] - offset} for p in phones]
+        if self.augment.get("speed"):
+            speed = 1.0 + self.augment["speed"] * (2 * rng.random() - 1)
+            samples = change_speed(samples, speed)
+        if self.augment.get("gain_db"):
+            samples = samples * float(10 ** (self.augment["gain_db"] * rng.normal() / 20))
+        if "noise_db" in self.augment:
+            level = samples.square().mean().sqrt() * 10 ** ((self.augment["noise_db"] - 40 * rng.random()) / 20)
+            noise = torch.from_numpy(rng.standard_normal(len(samples), dtype=np.float32))
+            samples = samples + level * noise
+        return samples, phones, speed
+
+    def _batch(self, indices, rng):
+        made = [self._augmented(self.utterances[i], rng) for i in indices]
+        num_samples = torch.tensor([len(samples) for samples, _, _ in made])
+        waveforms = torch.zeros(len(made), int(num_samples.max()))
+        frames = num_frames(self.config, num_samples)
+        size = (len(made), int(frames.max()))
+        phones = torch.full(size, IGNORE)
+        durations = torch.full(size, float("nan"))
+        for row, (samples, intervals, speed) in enumerate(made):
+            waveforms[row, : len(samples)] = samples
+            if intervals:
+                count = int(frames[row])
+                phones[row, :count], durations[row, :count] = phone_frames(
+                    intervals, self.phone_classes, count, self.config, speed
+                )
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        mask = (
+            span_mask(frames, self.mask_probability, self.mask_span, generator)
+            if self.mask_probability
+            else torch.zeros(size, dtype=torch.bool)
+        )
+        emotions = torch.tensor([self.utterances[i].emotion for i in indices])
+        return PretrainingBatch(waveforms, num_samples, phones, durations, emotions, mask)
+
+
+class EncoderPretrainingBrain(sb.Brain):
+    """Masked prediction of acoustic units, with frame and utterance objectives beside it.
+
+    Hsu et al. 2021, "HuBERT", eq. (1) with alpha = 1 for the units; the weights of ``hparams.weights`` mix in
+    ``phones`` (cross-entropy on all frames), ``acoustics`` (mean squared error of standardised log-mels,
+    level, periodicity, F0, and the phone's duration where it is known) and ``emotion`` (cross-entropy of the
+    utterance).
+
+    Arguments
+    ---------
+    modules : dict
+        ``model``: :class:`HubertPretrainer`, ``targets``: :class:`FrameTargets`, ``units``:
+        :class:`AcousticUnits`.
+    statistics : dict
+        ``mean`` and ``deviation`` of the regressed features, float (F,).
+    hparams : dict
+        ``weights``, ``lr``, ``num_steps``, ``warmup``, ``mask_probability`` and ``precision``.
+    """
+
+    def __init__(self, modules, statistics, **options):
+        super().__init__(modules=modules, **options)
+        self.statistics = {name: value.to(self.device) for name, value in statistics.items()}
+        self.autocast = torch.autocast(
+            torch.device(self.device).type, torch.bfloat16, enabled=self.hparams.train_precision == "bf16"
+        )
+        self.best = None
+
+    def compute_forward(self, batch, stage):
+        """Predictions of a batch, with the acoustic targets."""
+        batch = batch.to(self.device)
+        with torch.no_grad():
+            features = self.modules.targets(batch.waveforms)
+        with self.autocast:
+            out = self.modules.model(batch.waveforms, batch.num_samples, batch.mask)
+        return out, features
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The weighted sum of the objectives."""
+        out, features = predictions
+        batch = batch.to(self.device)
+        weights = self.hparams.weights
+        losses = {}
+        if out.units is not None:
+            with torch.no_grad():
+                targets = self.modules.units(features.log_mel)
+            # HuBERT's alpha = 1: only masked frames count. Validation, which masks nothing, reads all.
+            chosen = out.mask & out.valid if bool(out.mask.any()) else out.valid
+            losses["units"] = F.cross_entropy(out.units[chosen].float(), targets[chosen])
+        known = out.valid & (batch.phones != IGNORE)
+        if out.phones is not None and bool(known.any()):
+            logits, labels = out.phones[known].float(), batch.phones[known]
+            losses["phones"] = F.cross_entropy(logits, labels)
+            if stage != sb.Stage.TRAIN:
+                self.sums["phone_correct"] += float((logits.argmax(-1) == labels).sum())
+                self.sums["phone_count"] += labels.numel()
+        if out.acoustics is not None:
+            losses["acoustics"] = self._regression(out, features, batch)
+        if out.emotion is not None and bool((batch.emotions != IGNORE).any()):
+            losses["emotion"] = F.cross_entropy(
+                out.emotion.float(), batch.emotions, ignore_index=IGNORE, label_smoothing=0.1
+            )
+            if stage != sb.Stage.TRAIN:
+                some = batch.emotions != IGNORE
+                self.sums["emotion_correct"] += float((out.emotion.argmax(-1) == batch.emotions)[some].sum())
+                self.sums["emotion_count"] += int(some.sum())
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.sums["batches"] += 1
+        return sum(weights[name] * value for name, value in losses.items())
+
+    def _regression(self, out, features, batch):
+        matrix = (features.matrix() - self.statistics["mean"]) / self.statistics["deviation"]
+        size = matrix.shape[-1]
+        predicted = out.acoustics.float()
+        # One feature more than half of the loss is of bands: each group has the weight of one feature group.
+        bands = self.modules.targets.filters.shape[1]
+        error = (predicted[..., :size] - matrix).square()
+        groups = [
+            error[..., :bands].mean(-1)[out.valid].mean(),
+            error[..., bands][out.valid].mean(),
+            error[..., bands + 1 :].mean(-1)[out.valid].mean(),
+        ]
+        voiced = out.valid & features.voiced
+        if bool(voiced.any()):
+            # An octave's third weighs like one deviation of the other features.
+            groups.append((3 * (predicted[..., size] - features.f0)[voiced]).square().mean())
+        timed = out.valid & ~batch.durations.isnan()
+        if bool(timed.any()):
+            groups.append((2 * (predicted[..., size + 1][timed] - batch.durations[timed])).square().mean())
+        return torch.stack(groups).mean()
+
+    def on_stage_start(self, stage, epoch=None):
+        """Draw the epoch's batches."""
+        self.sums = dict.fromkeys(
+            ("batches", "phone_correct", "phone_count", "emotion_correct", "emotion_count"), 0
+        )
+        if stage == sb.Stage.TRAIN:
+            self.batches.set_epoch(epoch)
+            # Dropout: the only other use of the generator.
+            torch.manual_seed(self.hparams.seed * 1000 + epoch)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Warm up linearly, then decay along a cosine to a twentieth."""
+        step, total = self.optimizer_step, self.hparams.num_steps
+        warmup = max(1, int(self.hparams.warmup * total))
+        part = min(1.0, max(0, step - warmup) / max(1, total - warmup))
+        factor = min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.hparams.lr * factor
+
+    def on_stage_end(self, stage, stage_loss, epoch):
+        """Log, and keep the last checkpoint."""
+        sums = self.sums
+        stats = {"loss": stage_loss}
+        for name in ("units", "phones", "acoustics", "emotion"):
+            if name in sums:
+                stats[name] = sums[name] / sums["batches"]
+        for name in ("phone", "emotion"):
+            if sums[f"{name}_count"]:
+                stats[f"{name}_accuracy"] = sums[f"{name}_correct"] / sums[f"{name}_count"]
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = stats
+            return
+        self.valid_stats = {name: float(value) for name, value in stats.items()}
+        if if_main_process():
+            shown = {name: f"{value:.3f}" for name, value in self.valid_stats.items()}
+            trained = {name: f"{float(value):.3f}" for name, value in self.train_stats.items()}
+            logger.info("epoch %s train %s valid %s", epoch, trained, shown)
+        self.checkpointer.save_and_keep_only(meta={"epoch": epoch, **self.valid_stats}, num_to_keep=1)
+
+
+def _phone_inventory(utterances, minimum=20):
+    counts = {}
+    for utterance in utterances:
+        for row in utterance.phones:
+            counts[row["phone"]] = counts.get(row["phone"], 0) + 1
+    names = sorted(name for name, count in counts.items() if count >= minimum)
+    return {name: i for i, name in enumerate(names)}
+
+
+def _fit_targets(utterances, targets, num_units, seed):
+    """Statistics of the regressed features and the clusters, from part of the training audio."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(utterances))[:400]
+    matrices, log_mels = [], []
+    with torch.no_grad():
+        for index in chosen:
+            features = targets(utterances[index].samples[None])
+            matrices.append(features.matrix()[0])
+            log_mels.append(features.log_mel[0])
+    stacked = torch.cat(matrices)
+    statistics = {"mean": stacked.mean(0), "deviation": stacked.std(0).clamp_min(1e-3)}
+    return statistics, AcousticUnits.fit(log_mels, max(num_units, 2), seed)
+
+
+def pretrain_encoder(hparams, run_opts=None):
+    """Data, training, export: what ``train.py`` runs for an encoder.
+
+    A complete encoder of the same settings is kept; an interrupted training goes on at its last epoch.
+
+    Arguments
+    ---------
+    hparams : dict
+        Keys: ``seed``, ``manifests`` (``train``, ``valid``), ``data_folder``, ``output_folder``,
+        ``save_folder``, ``encoder_folder``, ``architecture`` (arguments of :func:`build_tiny_hubert`),
+        ``prosody_layer``, ``num_units``, ``emotions``, ``weights``, ``mask_probability``, ``mask_span``,
+        ``augment``, ``number_of_epochs``, ``batch_seconds``, ``max_duration``, ``lr``, ``warmup``,
+        ``weight_decay``, ``max_grad_norm``, ``train_precision``, and ``initial_encoder`` (a folder to start
+        from, or null).
+    run_opts : dict, optional
+        SpeechBrain's run options.
+
+    Returns
+    -------
+    str
+        The encoder's folder.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not known or a split is empty.
+    """
+    folder = Path(hparams["encoder_folder"])
+    wanted = _settings(hparams)
+    done = folder / COMPLETE
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("settings") == wanted:
+        logger.info("encoder: complete in %s, kept", folder)
+        return str(folder)
+    unknown = set(hparams["weights"]) ^ {"units", "phones", "acoustics", "emotion"}
+    if unknown:
+        raise ValueError(f"weights: {sorted(unknown)} missing or unknown; name units, phones, acoustics, emotion")
+    brain, batches, valid = _build(hparams, run_opts)
+    brain.checkpointer.recover_if_possible()
+    brain.fit(
+        brain.hparams.epoch_counter,
+        torch.utils.data.DataLoader(batches, batch_size=None),
+        torch.utils.data.DataLoader(valid, batch_size=None),
+        progressbar=True,
+    )
+    model = brain.modules.model
+    run_on_main(save_encoder, args=[getattr(model, "module", model).hubert, folder])
+    report = {"settings": wanted, "valid": getattr(brain, "valid_stats", {})}
+    run_on_main(done.write_text, args=[json.dumps(report, indent=1)], kwargs={"encoding": "utf-8"})
+    return str(folder)
+
+
+def _settings(hparams):
+    names = (
+        "seed architecture prosody_layer num_units emotions weights mask_probability mask_span augment "
+        "number_of_epochs batch_seconds max_duration lr warmup weight_decay max_grad_norm train_precision "
+        "initial_encoder"
+    ).split()
+    plain = {name: hparams[name] for name in names}
+    plain["manifests"] = {
+        split: _digest(Path(hparams["manifests"][split])) for split in ("train", "valid")
+    }
+    return json.loads(json.dumps(plain, default=dict))
+
+
+def _digest(path):
+    import hashlib
+
+    if not path.is_file():
+        raise ValueError(f"manifest {path} does not exist: prepare the corpus first")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _build(hparams, run_opts):
+    seed, weights = int(hparams["seed"]), hparams["weights"]
+    emotions = list(hparams["emotions"] or ())
+    sets = {
+        split: load_utterances(
+            hparams["manifests"][split], hparams["data_folder"], emotions, description=f"audio of {split}"
+        )
+        for split in ("train", "valid")
+    }
+    if hparams["initial_encoder"]:
+        from transformers import HubertModel
+
+        hubert = HubertModel.from_pretrained(hparams["initial_encoder"])
+    else:
+        hubert = build_tiny_hubert(seed=seed, **hparams["architecture"])
+        levels = hparams["architecture"].get("level_channels", 8)
+        calibrate_filterbank(hubert, [u.samples for u in sets["train"][::20]], levels)
+    # Before any tensor of a resumed run: the inventory and the clusters follow from the data and the seed.
+    phones = _phone_inventory(sets["train"]) if weights["phones"] else {}
+    targets = FrameTargets(hubert.config)
+    statistics, units = _fit_targets(sets["train"], targets, hparams["num_units"], seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HubertPretrainer(
+            hubert,
+            num_units=hparams["num_units"] if weights["units"] else 0,
+            num_phones=len(phones),
+            # F0 and the phone's duration stand behind the features.
+            acoustic_size=targets.size + 2 if weights["acoustics"] else 0,
+            num_emotions=len(emotions) if weights["emotion"] else 0,
+            prosody_layer=hparams["prosody_layer"],
+        )
+    common = {
+        "config": hubert.config,
+        "phone_classes": phones,
+        "batch_seconds": hparams["batch_seconds"],
+        "seed": seed,
+        "max_duration": hparams["max_duration"],
+    }
+    batches = PretrainingBatches(
+        sets["train"],
+        mask_probability=hparams["mask_probability"],
+        mask_span=hparams["mask_span"],
+        augment=hparams["augment"],
+        **common,
+    )
+    valid = PretrainingBatches(sets["valid"], **common)
+    steps = 0
+    for epoch in range(1, hparams["number_of_epochs"] + 1):
+        batches.set_epoch(epoch)
+        steps += len(batches)
+    counter = sb.utils.epoch_loop.EpochCounter(hparams["number_of_epochs"])
+    Path(hparams["save_folder"]).mkdir(parents=True, exist_ok=True)
+    checkpointer = sb.utils.checkpoints.Checkpointer(
+        hparams["save_folder"], recoverables={"model": model, "counter": counter}
+    )
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+
+    def optimizer(_):
+        return torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}],
+            lr=hparams["lr"],
+            betas=(0.9, 0.98),
+        )
+
+    options = dict(run_opts or {})
+    options["max_grad_norm"] = hparams["max_grad_norm"]
+    brain = EncoderPretrainingBrain(
+        modules={"model": model, "targets": targets, "units": units},
+        statistics=statistics,
+        opt_class=optimizer,
+        hparams={
+            "seed": seed,
+            "weights": weights,
+            "lr": hparams["lr"],
+            "num_steps": steps,
+            "warmup": hparams["warmup"],
+            "train_precision": hparams["train_precision"],
+            "epoch_counter": counter,
+        },
+        run_opts=options,
+        checkpointer=checkpointer,
+    )
+    brain.batches = batches
+    return brain, batches, valid

@@ -1,0 +1,197 @@
+"""The end that all corpus preparations have in common: measure, split, describe, validate, write.
+
+A new corpus brings a function that reads its records and a split; :func:`write_fold` does the rest.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from speechbrain_emo.dataio.descriptors import VALUES, describe, fit_thresholds, measure_manifest
+from speechbrain_emo.dataio.manifest import (
+    Finding,
+    split_hash,
+    validate_manifest,
+    validate_splits,
+    write_manifest,
+    write_text_atomically,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a preparation wrote.
+
+    Arguments
+    ---------
+    manifests : dict
+        ``train``, ``valid``, ``test`` -> path.
+    thresholds : str or None
+        Path of the descriptor thresholds; None where nothing was measured.
+    split_hash : str
+        Of :func:`speechbrain_emo.dataio.manifest.split_hash`.
+    findings : tuple of Finding
+        Faults of the corpus that were survived.
+
+    Example
+    -------
+    >>> Preparation({"train": "train.json"}, None, "00", ()).manifests["train"]
+    'train.json'
+    """
+
+    manifests: dict
+    thresholds: str
+    split_hash: str
+    findings: tuple
+
+
+def write_fold(
+    corpus,
+    records,
+    make_split,
+    data_folder,
+    save_folder,
+    labels,
+    language="en",
+    require_transcript=True,
+    measure=True,
+    descriptor_cache=None,
+    num_workers=None,
+    progress=True,
+    settings=None,
+    findings=(),
+):
+    """Write train.json, valid.json, test.json, thresholds.json and preparation.json of one fold.
+
+    Descriptors that a record already has are kept; the others are measured, with thresholds fitted on the
+    training part only.
+
+    Arguments
+    ---------
+    corpus : str
+        Its name, for messages.
+    records : dict
+        id -> record, paths beginning with ``{data_root}``. Changed in place.
+    make_split : callable
+        records -> :class:`speechbrain_emo.dataio.splits.Split`; called after unusable records are left out.
+    data_folder : str or pathlib.Path
+        What ``{data_root}`` stands for.
+    save_folder : str or pathlib.Path
+        Folder of this fold's files.
+    labels : sequence of str
+        Allowed emotions.
+    language : str
+        ISO 639-1 code of the transcripts, for the syllable count.
+    require_transcript : bool
+        An empty transcript is a fault.
+    measure : bool
+        Measure descriptors.
+    descriptor_cache : str or pathlib.Path, optional
+        File of measurements; default: ``descriptors.jsonl`` in ``save_folder``. Folds that share it measure once.
+    num_workers : int, optional
+        Processes that measure.
+    progress : bool
+        Show a progress bar.
+    settings : dict, optional
+        What else preparation.json says.
+    findings : sequence of Finding
+        What reading the corpus found.
+
+    Returns
+    -------
+    Preparation
+
+    Raises
+    ------
+    ManifestError
+        If what would be written has a fault; nothing is written then.
+
+    Example
+    -------
+    >>> import numpy, soundfile
+    >>> from speechbrain_emo.dataio.splits import leave_one_speaker_out
+    >>> folder, records = getfixture("tmp_path"), {}
+    >>> for speaker in "abc":
+    ...     soundfile.write(folder / f"{speaker}.wav", numpy.random.default_rng(0).normal(0, 0.1, 8000), 16000)
+    ...     records[speaker] = {"wav": f"{{data_root}}/{speaker}.wav", "duration": 0.5, "speaker": speaker,
+    ...                         "gender": None, "transcript": "yes", "emotion": "joy", "descriptors": {}}
+    >>> done = write_fold("Small", records, lambda r: leave_one_speaker_out(r, "b", 1), folder, folder / "b", ["joy"],
+    ...                   progress=False)
+    >>> sorted(p.name for p in (folder / "b").iterdir())
+    ['descriptors.jsonl', 'preparation.json', 'test.json', 'thresholds.json', 'train.json', 'valid.json']
+    """
+    data_folder, save_folder, findings = Path(data_folder), Path(save_folder), list(findings)
+    replacements = {"data_root": str(data_folder)}
+    measurements = {}
+    if measure:
+        measurements, failures = measure_manifest(
+            records,
+            cache_file=descriptor_cache or save_folder / "descriptors.jsonl",
+            num_workers=num_workers,
+            language=language,
+            replacements=replacements,
+            progress=progress,
+            desc=f"{corpus} descriptors",
+        )
+        for key, message in failures.items():
+            findings.append(Finding(key, f"left out: {message}"))
+            del records[key]
+    split = make_split(records)
+    parts = split.select(records)
+    thresholds = None
+    if measure:
+        train = list(parts["train"])
+        thresholds = fit_thresholds(
+            [measurements[i] for i in train], [records[i].get("gender") for i in train]
+        )
+        for part in parts.values():
+            for key, record in part.items():
+                words = describe(measurements[key], record.get("gender"), thresholds)
+                record["descriptors"] = {**words, **(record.get("descriptors") or {})}
+                record["measured"] = {
+                    name: None if value is None else round(value, 3)
+                    for name, value in asdict(measurements[key]).items()
+                }
+    # A validation part may be left out on purpose, an empty training or test part is always a fault.
+    needed = {name: part for name, part in parts.items() if part or name != "valid"}
+    for part in needed.values():
+        if part:
+            findings += validate_manifest(
+                part, labels, require_transcript, replacements=replacements, descriptor_values=VALUES
+            )
+    findings += validate_splits(needed, speaker_independent=split.speaker_independent)
+    findings += [Finding("", warning) for warning in split.warnings]
+
+    manifests = {name: str(save_folder / f"{name}.json") for name in parts}
+    for name, part in parts.items():
+        write_manifest(manifests[name], part)
+    thresholds_file = None
+    if thresholds is not None:
+        thresholds_file = str(save_folder / "thresholds.json")
+        write_text_atomically(thresholds_file, json.dumps(thresholds.to_dict(), indent=1) + "\n")
+    digest = split_hash(parts)
+    summary = {
+        "corpus": corpus,
+        "fold": split.fold,
+        **(settings or {}),
+        "speakers": {name: sorted({r["speaker"] for r in part.values()}) for name, part in parts.items()},
+        "num_records": {name: len(part) for name, part in parts.items()},
+        "num_of_emotion": {
+            name: {label: sum(r["emotion"] == label for r in part.values()) for label in labels}
+            for name, part in parts.items()
+        },
+        "split_hash": digest,
+        "findings": [str(finding) for finding in findings],
+    }
+    write_text_atomically(
+        save_folder / "preparation.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
+    )
+    for finding in findings:
+        logger.info("%s: %s", corpus, finding)
+    logger.info(
+        "%s fold %s: %s records, %d findings", corpus, split.fold, summary["num_records"], len(findings)
+    )
+    return Preparation(manifests, thresholds_file, digest, tuple(findings))

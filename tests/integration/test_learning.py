@@ -1,0 +1,56 @@
+"""What should be learned is learned: VIB-SER on tones, from text pretraining to interventions, in about a minute."""
+
+import json
+
+import pytest
+import toy
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """results.json and predictions of a toy experiment that has enough data and steps to learn."""
+    folder = tmp_path_factory.mktemp("learn")
+    toy.build_corpus(folder / "corpus", (("train", 400), ("valid", 24), ("test", 64)), seed=3)
+    toy.build_encoder(folder / "backbones" / "encoder", hidden_size=64)
+    text = toy.text_overlay(folder)
+    toy.run(text, experiment="hparams/demo_llm.yaml")
+    overlay = toy.learning_overlay(folder)
+    toy.run(overlay)
+    lines = [json.loads(x) for x in (folder / "run" / "predictions.jsonl").read_text().splitlines()]
+    return folder, json.loads((folder / "run" / "results.json").read_text())["metrics"], lines
+
+
+def test_words_descriptors_and_emotion_are_learned(learned):
+    _, metrics, _ = learned
+    assert metrics["test.asr.generated.wer"] < 0.2
+    assert metrics["test.ser.own_chain.ua"] > 0.7
+    assert metrics["test.sed.generated.volume"] > 0.7
+    assert metrics["test.ser.generated.unparsable"] == 0
+
+
+def test_exchanging_descriptor_slots_destroys_descriptors_and_leaves_the_words(learned):
+    _, metrics, _ = learned
+    assert (
+        metrics["shuffled_descriptor.sed.generated.volume"] < metrics["unshuffled.sed.generated.volume"] - 0.2
+    )
+    assert (
+        abs(metrics["shuffled_descriptor.asr.generated.wer"] - metrics["unshuffled.asr.generated.wer"]) < 0.1
+    )
+
+
+def test_exchanging_content_slots_destroys_the_words_and_leaves_descriptors(learned):
+    _, metrics, _ = learned
+    assert metrics["shuffled_content.asr.generated.wer"] > metrics["unshuffled.asr.generated.wer"] + 0.4
+    assert (
+        abs(metrics["shuffled_content.sed.generated.volume"] - metrics["unshuffled.sed.generated.volume"])
+        < 0.15
+    )
+
+
+def test_kl_falls_as_beta_says_and_units_stay_active(learned):
+    folder, _, _ = learned
+    log = [json.loads(x) for x in (folder / "run" / "train_log.jsonl").read_text().splitlines()]
+    assert log[-1]["valid"]["active_units/descriptor"] >= 2
+    assert all(x["train"]["beta"] > 0 for x in log)
