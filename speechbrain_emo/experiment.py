@@ -169,8 +169,9 @@ def run_experiment(hparams_file, run_opts, overrides, command=""):
             out = io.StringIO()
             YAML(typ="rt", pure=True).dump(with_fold, out)
             run_experiment(hparams_file, run_opts, out.getvalue(), command)
-        if plain.get("dry_run"):
-            return
+            if plain.get("dry_run"):
+                # The folds have the same sizes; the report names their number.
+                return
         hparams = _load(hparams_file, _with(overrides, fold=str(folds[0])))
         run_on_main(hparams["pool"], kwargs={"hparams": hparams, "folds": [str(f) for f in folds]})
         return

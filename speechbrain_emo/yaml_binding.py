@@ -138,6 +138,9 @@ def _walk(node, key, problems, seen):
         problem = _bind(tag, node)
         if problem:
             problems.append(BindingProblem(key or "(file)", tag, problem))
+    elif tag in ("!ref", "!copy"):
+        message = "refers to a reference that stands further down, which is not followed: move that one up"
+        problems.append(BindingProblem(key, tag, message))
     elif tag.startswith("!") and not tag.startswith("!tuple"):
         problems.append(
             BindingProblem(key or "(file)", tag, f"unknown tag; known are {', '.join(BUILDING_TAGS)}")

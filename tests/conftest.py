@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests never look anything up on a hub; set before transformers is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -20,7 +20,7 @@ def prepare_text(
     num_valid=300,
     vocab_size=600,
     seed=1234,
-    **sizes,
+    model=None,
 ):
     """Write text manifests and a randomly initialised language model with its tokenizer.
 
@@ -38,15 +38,15 @@ def prepare_text(
         Of the tokenizer.
     seed : int
         Of the draw and the initial weights.
-    **sizes
-        Of the model: see ``build_tiny_llm``.
+    model : dict, optional
+        Sizes of the model: keywords of ``build_tiny_llm``.
 
     Raises
     ------
     FileNotFoundError
         If the spoken corpus is not there.
     """
-    wanted = json.dumps([num_train, num_valid, vocab_size, seed, sizes], sort_keys=True)
+    wanted = json.dumps([num_train, num_valid, vocab_size, seed, dict(model or {})], sort_keys=True)
     stamp = Path(save_folder) / "settings.json"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
@@ -66,6 +66,6 @@ def prepare_text(
             {r["id"]: {**{k: v for k, v in r.items() if k != "id"}, "duration": 0.0} for r in part},
         )
     build_tiny_llm(
-        llm_folder, tokenizer_texts(seed=seed, exclude=exclude), vocab_size=vocab_size, seed=seed, **sizes
+        llm_folder, tokenizer_texts(seed=seed, exclude=exclude), vocab_size=vocab_size, seed=seed, **(model or {})
     )
     stamp.write_text(wanted, encoding="utf-8")

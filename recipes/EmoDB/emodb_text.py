@@ -15,7 +15,7 @@ from speechbrain_emo.lobes.tiny_llm import build_tiny_llm
 
 
 def prepare_text(
-    save_folder, llm_folder, answer_format, num_train=6000, num_valid=200, vocab_size=600, seed=1234, **sizes
+    save_folder, llm_folder, answer_format, num_train=6000, num_valid=200, vocab_size=600, seed=1234, model=None
 ):
     """Write text manifests and a randomly initialised language model with its tokenizer.
 
@@ -33,10 +33,10 @@ def prepare_text(
         Of the tokenizer.
     seed : int
         Of the draw and the initial weights.
-    **sizes
-        Of the model: see ``build_tiny_llm``.
+    model : dict, optional
+        Sizes of the model: keywords of ``build_tiny_llm``.
     """
-    wanted = json.dumps([num_train, num_valid, vocab_size, seed, sizes], sort_keys=True)
+    wanted = json.dumps([num_train, num_valid, vocab_size, seed, dict(model or {})], sort_keys=True)
     stamp = Path(save_folder) / "settings.json"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
@@ -59,5 +59,5 @@ def prepare_text(
     prompts = [
         "Speech: Voice: Write the words, describe the voice, name the emotion. What is said? Which emotion is it?"
     ]
-    build_tiny_llm(llm_folder, answers + prompts * 50, vocab_size=vocab_size, seed=seed, **sizes)
+    build_tiny_llm(llm_folder, answers + prompts * 50, vocab_size=vocab_size, seed=seed, **(model or {}))
     stamp.write_text(wanted, encoding="utf-8")

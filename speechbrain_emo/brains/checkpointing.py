@@ -45,9 +45,9 @@ class AtomicCheckpointer(Checkpointer):
     True
     """
 
-    def save_checkpoint(self, meta={}, end_of_epoch=True, name=None, verbosity=20):
+    def save_checkpoint(self, meta=None, end_of_epoch=True, name=None, verbosity=20):
         """Save all recoverables; see ``speechbrain.utils.checkpoints.Checkpointer``."""
-        partial = super().save_checkpoint(meta, end_of_epoch, name, verbosity)
+        partial = super().save_checkpoint(meta or {}, end_of_epoch, name, verbosity)
         ddp_barrier()
         if partial is None:
             ddp_barrier()

@@ -6,7 +6,6 @@ the model's own greedy transcript and descriptors) and ``gold_descriptors``.
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional
 
 import torch
 
@@ -37,10 +36,10 @@ class Prediction:
     """
 
     id: str
-    generated: Optional[str]
-    fields: Dict[str, Optional[str]]
-    scores: Dict[str, Dict[str, float]]
-    prompt_scores: Dict[int, Dict[str, float]] = field(default_factory=dict)
+    generated: str | None
+    fields: dict[str, str | None]
+    scores: dict[str, dict[str, float]]
+    prompt_scores: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def label(self, condition):
         """The label with the highest score under a condition."""

@@ -4,8 +4,8 @@ One module with one ``forward`` is what distributed training wraps. Axis letters
 ``docs/architecture.md``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 
@@ -34,9 +34,9 @@ class AudioBatch:
     """
 
     lengths: torch.Tensor
-    waveforms: Optional[torch.Tensor] = None
-    features: Optional[torch.Tensor] = None
-    noise_seeds: Tuple[int, ...] = ()
+    waveforms: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    noise_seeds: tuple[int, ...] = ()
 
     @property
     def num_audios(self):
@@ -80,11 +80,11 @@ class MicroBatch:
     """
 
     packed: PackedBatch
-    audio: Optional[AudioBatch]
-    speech_kinds: Tuple[str, ...] = ()
+    audio: AudioBatch | None
+    speech_kinds: tuple[str, ...] = ()
     num_frames: int = 0
-    tasks: Tuple[str, ...] = ()
-    sources: Tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def to(self, device):
         """Copy on ``device``."""
@@ -116,12 +116,12 @@ class LossTerms:
     """
 
     answer: torch.Tensor
-    kl: Dict[str, torch.Tensor]
+    kl: dict[str, torch.Tensor]
     nll_sum: torch.Tensor
     num_tokens: torch.Tensor
     num_correct: torch.Tensor
-    latents: Dict[str, torch.Tensor] = field(default_factory=dict)
-    num_frames: Optional[torch.Tensor] = None
+    latents: dict[str, torch.Tensor] = field(default_factory=dict)
+    num_frames: torch.Tensor | None = None
 
 
 class SpeechLanguageModel(torch.nn.Module):

@@ -16,6 +16,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_emo.brains.checkpointing import JsonState, RandomState, load_module, save_module
+from speechbrain_emo.brains.diagnoses import diagnose_epoch
 from speechbrain_emo.brains.speech_data import StepSampler, step_loader
 from speechbrain_emo.lobes.information_bottleneck import ActiveUnits, frame_mask
 
@@ -58,7 +59,7 @@ class SpeechLLMBrain(sb.Brain):
     logger_board : speechbrain.utils.train_logger.TensorboardLogger, optional
         Gets the same numbers.
     thresholds : dict, optional
-        Of the diagnoses (see :meth:`diagnose`).
+        Of the diagnoses (see ``diagnoses.py``).
     seed : int
         Key of the plans' shuffling.
     num_workers : int
@@ -357,7 +358,7 @@ class SpeechLLMBrain(sb.Brain):
             "train": self._train_stats,
             "valid": valid_stats,
         }
-        line["diagnoses"] = self.diagnose(line)
+        line["diagnoses"] = diagnose_epoch(line, self.thresholds)
         for diagnosis in line["diagnoses"]:
             logger.warning(diagnosis)
         self.progress["history"].append(line)
@@ -414,36 +415,6 @@ class SpeechLLMBrain(sb.Brain):
             )
         logger.info(f"Best of phase {key}: {best[0].path.name} (valid loss {best[0].meta['loss']:.4f})")
         self.checkpointer.load_only(best[0], WEIGHTS)
-
-    def diagnose(self, line):
-        """The failure signatures that the paper and its readers name, as sentences.
-
-        Arguments
-        ---------
-        line : dict
-            A line of the training log.
-
-        Returns
-        -------
-        list of str
-        """
-        found = []
-        limits = {"max_kl_share": 0.5, "min_active_units": 2, **self.thresholds}
-        train, valid = line["train"], line["valid"]
-        for name, kl in valid.items():
-            if name.startswith("kl/"):
-                share = train["beta"] * kl / max(train["beta"] * kl + train.get("loss", 0.0), 1e-9)
-                if share > limits["max_kl_share"] and line["phase"].split(".", 1)[1] and train["beta"] > 0:
-                    found.append(
-                        f"KL dominates: {100 * share:.0f} % of the loss of branch {name[3:]} (beta {train['beta']:.1e}); "
-                        "expect an early plateau; lower beta"
-                    )
-            if name.startswith("active_units/") and kl < limits["min_active_units"]:
-                found.append(
-                    f"Branch {name[13:]} has collapsed: {kl} active latent units "
-                    f"(at least {limits['min_active_units']} wanted); lower beta"
-                )
-        return found
 
     # -- evaluation ----------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from speechbrain_emo import results
 from speechbrain_emo.baselines import merge_predictions, opensmile_svm
 from speechbrain_emo.brains import reports
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
+from speechbrain_emo.brains.diagnoses import diagnose_results
 from speechbrain_emo.brains.explainer import Explainer, as_result
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
@@ -316,6 +317,9 @@ class SpeechLLMExperiment:
                 metrics["test.ser.oracle.ua"] = oracle["ua"]
             metrics.update(interventions)
             metrics.update(reports.latents(self))
+            metrics["diagnoses"] = diagnose_results(metrics, hparams.get("diagnosis_thresholds"))
+            for diagnosis in metrics["diagnoses"]:
+                logger.warning(diagnosis)
             self.write_results(metrics)
             reports.pictures(self, metrics)
             print(reports.table(metrics))
@@ -363,6 +367,7 @@ class SpeechLLMExperiment:
             "max_duration": hparams.get("max_duration"),
             "max_positions": hparams.get("max_positions"),
             "language": hparams.get("language", "en"),
+            "precision": hparams.get("eval_precision", "fp32"),
             "thresholds": json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8"))
             if thresholds
             else None,
@@ -377,7 +382,9 @@ class SpeechLLMExperiment:
             self.tasks,
             settings,
             {
-                "name": hparams["experiment"],
+                "experiment": hparams["experiment"],
+                "git_commit": results.git_commit(),
+                "date": time.strftime("%Y-%m-%d"),
                 "seed": hparams["seed"],
                 "license": hparams.get("license"),
                 "split_hash": split_hash(self.manifests),

@@ -7,8 +7,8 @@ the global batch is the same for any number of processes.
 """
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence, Tuple
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StepPlan:
 
     epoch: int
     phase: object
-    micro_batches: Tuple[Tuple[Item, ...], ...]
+    micro_batches: tuple[tuple[Item, ...], ...]
 
     @property
     def num_items(self):

@@ -104,7 +104,8 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
     explain : mapping
         Keys of ``EXPLAIN_DEFAULTS``; ``label_task`` is needed. ``thresholds`` is a
         ``dataio.descriptors.Thresholds`` or its ``to_dict()``; ``max_duration`` is in seconds
-        (None: 60); ``temperature`` divides the label scores (nats) before the softmax.
+        (None: 60); ``temperature`` divides the label scores (nats) before the softmax; ``precision``
+        is the evaluation's (``eval_precision``).
     facts : mapping, optional
         For the model card (see ``inference/model_card.py``), over those that are read from the model.
 
@@ -227,6 +228,8 @@ def complete_settings(explain, tasks):
         value = settings[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise ExportError(f"explain.{key} is {value!r}; it must be a number above 0")
+    if settings["precision"] not in ("fp32", "fp16", "bf16"):
+        raise ExportError(f"explain.precision is {settings['precision']!r}; allowed: fp32, fp16, bf16")
     if hasattr(settings["thresholds"], "to_dict"):
         settings["thresholds"] = settings["thresholds"].to_dict()
     return settings

@@ -76,6 +76,7 @@ LORA_KEYS = frozenset(
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MAX_YAML_BYTES = 4_000_000
+MAX_DEPTH = 32
 MODEL_FOLDER = "model_folder"
 
 _NEW = "!new:"
@@ -418,17 +419,20 @@ def check_yaml(text, name=HPARAMS_FILE, resolved=False):
             _check_keys(node, name)
     except ruamel.yaml.error.YAMLError as error:
         raise UnsafeModelError(f"{name}: not valid YAML: {error}") from error
-    except RecursionError as error:
-        raise UnsafeModelError(f"{name}: nested too deeply; refused") from error
     if len(nodes) != 1 or not isinstance(nodes[0], MappingNode):
         raise UnsafeModelError(f"{name}: must be one mapping of keys to values")
 
 
 def _check_events(text, name, resolved):
     """Tags, anchors and directives, event by event, wherever they stand."""
+    depth = 0
     for event in ruamel.yaml.YAML(typ="safe", pure=True).parse(text):
         where = f"{name}, line {event.start_mark.line + 1}"
         kind = type(event).__name__
+        depth += kind in ("MappingStartEvent", "SequenceStartEvent")
+        depth -= kind in ("MappingEndEvent", "SequenceEndEvent")
+        if depth > MAX_DEPTH:
+            raise UnsafeModelError(f"{where}: nested more than {MAX_DEPTH} deep; refused")
         if kind == "DocumentStartEvent" and (event.version or event.tags):
             raise UnsafeModelError(f"{where}: a YAML directive (%); refused")
         if not resolved and (kind == "AliasEvent" or getattr(event, "anchor", None)):

@@ -178,7 +178,7 @@ def _load_base(source, revision, dtype, quantization, attn_implementation):
         )
         keywords["device_map"] = {"": torch.cuda.current_device()}
     try:
-        return AutoModelForCausalLM.from_pretrained(source, **keywords)
+        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **keywords)
     except (OSError, ValueError) as error:
         raise OSError(
             f"language model source={str(source)!r} (revision={revision!r}) could not be loaded: {error} "
@@ -271,7 +271,7 @@ class SpeechLLM(nn.Module):
             if architecture is None:
                 architecture = PUBLISHED_ARCHITECTURES.get(str(source))
             if architecture is None:
-                config = AutoConfig.from_pretrained(source, revision=revision)
+                config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
             else:
                 settings = _plain(dict(architecture))
                 if "model_type" not in settings:
@@ -291,7 +291,7 @@ class SpeechLLM(nn.Module):
                 )
         self.tokenizer = None
         if source is not None and (not on_meta or os.path.isdir(source)):
-            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
             if self.tokenizer.eos_token_id is None:
                 raise ValueError(
                     f"the tokenizer of {source!r} has no eos_token: an answer needs an end token"

@@ -5,8 +5,8 @@ the joint phase trains the descriptor branch. The dual-adapter model and JELLY a
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Dict, Mapping, Optional, Tuple
 
 from speechbrain_emo.prompts.segments import SLOT_SOURCES
 
@@ -65,8 +65,8 @@ class Phase:
     """
 
     name: str
-    train: Tuple[str, ...]
-    tasks: Dict[str, float]
+    train: tuple[str, ...]
+    tasks: dict[str, float]
     epochs: int
     lr: float
     batch_size: int = 16
@@ -74,12 +74,12 @@ class Phase:
     decay: str = "linear"
     final_lr_share: float = 0.0
     weight_decay: float = 0.01
-    beta: Dict[str, float] = field(default_factory=lambda: {"start": 0.0, "end": 0.0})
-    slot_sources: Dict[str, Dict[str, float]] = field(default_factory=dict)
+    beta: dict[str, float] = field(default_factory=lambda: {"start": 0.0, "end": 0.0})
+    slot_sources: dict[str, dict[str, float]] = field(default_factory=dict)
     step_by_task: bool = False
-    train_by_task: Dict[str, Tuple[str, ...]] = field(default_factory=dict)
+    train_by_task: dict[str, tuple[str, ...]] = field(default_factory=dict)
     keep_optimizer: bool = False
-    records_per_epoch: Optional[int] = None
+    records_per_epoch: int | None = None
 
     def __post_init__(self):
         def fail(name, value, allowed):

@@ -7,8 +7,8 @@ scoring use the same packer: they differ in whether the answer is there, and on 
 Axis letters: B rows, P packed positions, N audios of the batch, S positions inside a slot.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Dict, Mapping, Sequence, Tuple
 
 import torch
 
@@ -51,11 +51,11 @@ class PackedRow:
     """
 
     id: str
-    token_ids: Tuple[int, ...]
-    kinds: Tuple[int, ...]
-    labels: Tuple[int, ...]
-    label_weights: Tuple[float, ...]
-    slots: Tuple[Tuple[str, int, int, int], ...]
+    token_ids: tuple[int, ...]
+    kinds: tuple[int, ...]
+    labels: tuple[int, ...]
+    label_weights: tuple[float, ...]
+    slots: tuple[tuple[str, int, int, int], ...]
 
     @property
     def num_positions(self):
@@ -115,8 +115,8 @@ class PackedBatch:
     kinds: torch.Tensor
     labels: torch.Tensor
     label_weights: torch.Tensor
-    slots: Dict[str, SlotIndex] = field(default_factory=dict)
-    ids: Tuple[str, ...] = ()
+    slots: dict[str, SlotIndex] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
 
     def to(self, device):
         """Copy of the batch on ``device``."""

@@ -5,7 +5,6 @@ this file knows about tokens: see ``packer.py``.
 """
 
 from dataclasses import dataclass
-from typing import Tuple, Union
 
 SLOT_SOURCES = ("speech", "text", "nothing")
 
@@ -62,7 +61,7 @@ class Turn:
     """
 
     role: str
-    parts: Tuple[Union[str, Slot], ...]
+    parts: tuple[str | Slot, ...]
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ class Example:
 
     id: str
     task: str
-    turns: Tuple[Turn, ...]
-    answer: Tuple[AnswerField, ...] = ()
+    turns: tuple[Turn, ...]
+    answer: tuple[AnswerField, ...] = ()
 
     @property
     def slots(self):

@@ -8,7 +8,7 @@ drawn from several wordings, and the slots that speech fills.
 import hashlib
 import random
 import re
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from .segments import AnswerField, Example, Slot, Turn
 

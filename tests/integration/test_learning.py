@@ -26,14 +26,14 @@ def test_words_descriptors_and_emotion_are_learned(learned):
     _, metrics, _ = learned
     assert metrics["test.asr.generated.wer"] < 0.2
     assert metrics["test.ser.own_chain.ua"] > 0.7
-    assert metrics["test.sed.generated.volume"] > 0.7
+    assert metrics["test.sed.generated.pitch"] > 0.7
     assert metrics["test.ser.generated.unparsable"] == 0
 
 
 def test_exchanging_descriptor_slots_destroys_descriptors_and_leaves_the_words(learned):
     _, metrics, _ = learned
     assert (
-        metrics["shuffled_descriptor.sed.generated.volume"] < metrics["unshuffled.sed.generated.volume"] - 0.2
+        metrics["shuffled_descriptor.sed.generated.pitch"] < metrics["unshuffled.sed.generated.pitch"] - 0.2
     )
     assert (
         abs(metrics["shuffled_descriptor.asr.generated.wer"] - metrics["unshuffled.asr.generated.wer"]) < 0.1
@@ -44,7 +44,7 @@ def test_exchanging_content_slots_destroys_the_words_and_leaves_descriptors(lear
     _, metrics, _ = learned
     assert metrics["shuffled_content.asr.generated.wer"] > metrics["unshuffled.asr.generated.wer"] + 0.4
     assert (
-        abs(metrics["shuffled_content.sed.generated.volume"] - metrics["unshuffled.sed.generated.volume"])
+        abs(metrics["shuffled_content.sed.generated.pitch"] - metrics["unshuffled.sed.generated.pitch"])
         < 0.15
     )
 

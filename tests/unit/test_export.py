@@ -208,6 +208,7 @@ def test_a_folder_that_is_no_export_is_not_replaced(system, tmp_path):
         ({"explain": {"label_task": "x"}}, "'x'"),
         ({"explain": {"label_task": "label", "beams": 2}}, r"unknown keys \['beams'\]"),
         ({"explain": {"label_task": "label", "temperature": 0.0}}, "above 0"),
+        ({"explain": {"label_task": "label", "precision": "fp8"}}, "fp8"),
     ],
 )
 def test_wrong_settings_say_what_is_wrong(system, tmp_path, changes, what):

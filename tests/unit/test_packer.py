@@ -56,8 +56,8 @@ def test_vib_ser(tokenizer):
 def test_dual_adapters_with_equivalence_replacement(tokenizer):
     """Context text, then the paralinguistic slot of 10, then the linguistic slot; any of them text or nothing."""
 
-    def turns(p, l):
-        return (Turn("system", ("the sky",)), Turn("user", ("A: ", p, l)))
+    def turns(first, second):
+        return (Turn("system", ("the sky",)), Turn("user", ("A: ", first, second)))
 
     answer = (AnswerField("reply", "", "blue"),)
     lengths = [{"paralinguistic": 10, "linguistic": 4}]

@@ -109,3 +109,13 @@ def test_an_override_that_names_another_class_would_be_ignored_and_is_told():
     problems = check_yaml(text, "layer: !name:torch.nn.Bilinear {in1_features: 3}")
     assert "keeps the tag of the file, !name:torch.nn.Linear" in problems[0].message
     assert check_yaml(text, "layer: !name:torch.nn.Linear {in_features: 4}") == []
+
+
+def test_a_reference_to_a_later_reference_does_not_load_and_is_told():
+    from hyperpyyaml import load_hyperpyyaml
+
+    text = "a: {x: !ref <b>}\nb: !ref <c[d]>\nc: {d: {e: 1}}\n"
+    with pytest.raises(Exception, match="!ref"):
+        load_hyperpyyaml(text)
+    assert "move that one up" in only(check_yaml(text)).message
+    assert check_yaml("c: {d: {e: 1}}\nb: !ref <c[d]>\na: {x: !ref <b>}\n") == []
