@@ -44,6 +44,11 @@ REFERENCE = "full_logits"
 class Sizes:
     """Of the model and the batch; rows have between half of ``positions`` and all of them.
 
+    Raises
+    ------
+    ValueError
+        If the shortest row has no room for the answer.
+
     Example
     -------
     >>> Sizes().vocab_size
@@ -56,6 +61,14 @@ class Sizes:
     batch_size: int = 4
     positions: int = 400
     answer: int = 40
+
+    def __post_init__(self):
+        smallest = 2 * (self.answer + 1)
+        if self.positions < smallest:
+            raise ValueError(
+                f"positions is {self.positions} with answer {self.answer}; the shortest prompt has half the positions "
+                f"and needs room for its answer: at least {smallest}"
+            )
 
 
 def build_model(sizes):
@@ -82,11 +95,6 @@ def build_model(sizes):
 
 def build_batch(llm, sizes):
     """Embeddings that want a gradient (B, P, d), and the packed batch, padded right."""
-    if sizes.positions < 2 * (sizes.answer + 1):
-        raise ValueError(
-            f"positions is {sizes.positions} and answer {sizes.answer}; the shortest prompt has half the "
-            f"positions and needs room for the answer: at least {2 * (sizes.answer + 1)}"
-        )
     generator = torch.Generator().manual_seed(1)
     lengths = torch.linspace(sizes.positions, sizes.positions // 2, sizes.batch_size).long()[:, None]
     columns = torch.arange(sizes.positions)[None]

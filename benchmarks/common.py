@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from tqdm import tqdm
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def take_turns(variants, rounds, warmup=1):
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; allowed: 1 and above")
     times = {name: [] for name in variants}
-    for number in range(-warmup, rounds):
+    for number in tqdm(range(-warmup, rounds), desc="rounds", leave=False, disable=None):
         for name in list(variants) if number % 2 == 0 else list(reversed(variants)):
             start = time.perf_counter()
             variants[name]()

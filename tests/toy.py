@@ -76,12 +76,13 @@ def build_corpus(folder, counts=(("train", 24), ("valid", 6), ("test", 8)), seed
             records[name] = {
                 "wav": f"{{data_root}}/wav/{name}.wav",
                 "duration": len(wave) / SAMPLE_RATE,
-                "speaker": f"{split}{i % 2}",
-                "gender": ("female", "male")[i % 2],
+                # Two speakers, each with every emotion.
+                "speaker": f"{split}{i // 4 % 2}",
+                "gender": ("female", "male")[i // 4 % 2],
                 "transcript": " ".join(words),
                 "emotion": emotion,
                 "descriptors": {
-                    "gender": ("female", "male")[i % 2],
+                    "gender": ("female", "male")[i // 4 % 2],
                     "pitch": ("low", "normal", "high")[pitch],
                     "volume": "normal",
                     "speed": "slow",

@@ -31,6 +31,7 @@ from speechbrain_emo.lobes.hubert_pretraining import (
 logger = logging.getLogger(__name__)
 
 COMPLETE = "pretraining.json"
+OBJECTIVES = ("units", "phones", "acoustics", "durations", "emotion")
 
 
 @dataclass
@@ -276,7 +277,7 @@ class EncoderPretrainingBrain(sb.Brain):
 
     Hsu et al. 2021, "HuBERT", eq. (1) with alpha = 1 for the units; the weights of ``hparams.weights`` mix in
     ``phones`` (cross-entropy on all frames), ``acoustics`` (mean squared error of standardised log-mels,
-    level, periodicity, F0, and the phone's duration where it is known) and ``emotion`` (cross-entropy of the
+    level, periodicity and F0), ``durations`` (squared error of the phone's log-duration) and ``emotion`` (cross-entropy of the
     utterance).
 
     Arguments
@@ -328,6 +329,11 @@ class EncoderPretrainingBrain(sb.Brain):
                 self.sums["phone_count"] += labels.numel()
         if out.acoustics is not None:
             losses["acoustics"] = self._regression(out, features, batch)
+        timed = out.valid & ~batch.durations.isnan()
+        if out.durations is not None and bool(timed.any()):
+            # A factor of 1.65 in duration weighs like one deviation of a standardised feature.
+            error = 2 * (out.durations.float()[timed] - batch.durations[timed])
+            losses["durations"] = error.square().mean()
         if out.emotion is not None and bool((batch.emotions != IGNORE).any()):
             losses["emotion"] = F.cross_entropy(
                 out.emotion.float(), batch.emotions, ignore_index=IGNORE, label_smoothing=0.1
@@ -357,9 +363,6 @@ class EncoderPretrainingBrain(sb.Brain):
         if bool(voiced.any()):
             # An octave's third weighs like one deviation of the other features.
             groups.append((3 * (predicted[..., size] - features.f0)[voiced]).square().mean())
-        timed = out.valid & ~batch.durations.isnan()
-        if bool(timed.any()):
-            groups.append((2 * (predicted[..., size + 1][timed] - batch.durations[timed])).square().mean())
         return torch.stack(groups).mean()
 
     def on_stage_start(self, stage, epoch=None):
@@ -385,7 +388,7 @@ class EncoderPretrainingBrain(sb.Brain):
         """Log, and keep the last checkpoint."""
         sums = self.sums
         stats = {"loss": stage_loss}
-        for name in ("units", "phones", "acoustics", "emotion"):
+        for name in OBJECTIVES:
             if name in sums:
                 stats[name] = sums[name] / sums["batches"]
         for name in ("phone", "emotion"):
@@ -459,9 +462,9 @@ def pretrain_encoder(hparams, run_opts=None):
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("settings") == wanted:
         logger.info("encoder: complete in %s, kept", folder)
         return str(folder)
-    unknown = set(hparams["weights"]) ^ {"units", "phones", "acoustics", "emotion"}
+    unknown = set(hparams["weights"]) ^ set(OBJECTIVES)
     if unknown:
-        raise ValueError(f"weights: {sorted(unknown)} missing or unknown; name units, phones, acoustics, emotion")
+        raise ValueError(f"weights: {sorted(unknown)} missing or unknown; name each of {OBJECTIVES}, 0 for none")
     brain, batches, valid = _build(hparams, run_opts)
     brain.checkpointer.recover_if_possible()
     brain.fit(
@@ -516,7 +519,7 @@ def _build(hparams, run_opts):
         levels = hparams["architecture"].get("level_channels", 8)
         calibrate_filterbank(hubert, [u.samples for u in sets["train"][::20]], levels)
     # Before any tensor of a resumed run: the inventory and the clusters follow from the data and the seed.
-    phones = _phone_inventory(sets["train"]) if weights["phones"] else {}
+    phones = _phone_inventory(sets["train"]) if weights["phones"] or weights["durations"] else {}
     targets = FrameTargets(hubert.config)
     statistics, units = _fit_targets(sets["train"], targets, hparams["num_units"], seed)
     with torch.random.fork_rng(devices=[]):
@@ -524,9 +527,10 @@ def _build(hparams, run_opts):
         model = HubertPretrainer(
             hubert,
             num_units=hparams["num_units"] if weights["units"] else 0,
-            num_phones=len(phones),
-            # F0 and the phone's duration stand behind the features.
-            acoustic_size=targets.size + 2 if weights["acoustics"] else 0,
+            num_phones=len(phones) if weights["phones"] else 0,
+            # F0 stands behind the features.
+            acoustic_size=targets.size + 1 if weights["acoustics"] else 0,
+            durations=bool(phones and weights["durations"]),
             num_emotions=len(emotions) if weights["emotion"] else 0,
             prosody_layer=hparams["prosody_layer"],
         )

@@ -481,7 +481,9 @@ def run_speech_llm(hparams, run_opts):
     """
     output_folder = pathlib.Path(hparams["output_folder"])
     done = output_folder / "done.json"
-    settings = json.dumps(plain_hparams({k: v for k, v in hparams.items() if k != "command"}), sort_keys=True)
+    # What was typed and what had to be there first do not change the result.
+    relevant = {k: v for k, v in hparams.items() if k not in ("command", "requires")}
+    settings = json.dumps(plain_hparams(relevant), sort_keys=True)
     if done.is_file():
         if done.read_text(encoding="utf-8") == settings:
             logger.info(

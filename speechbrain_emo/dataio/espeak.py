@@ -2,7 +2,7 @@
 
 espeak-ng keeps its state in C globals that nothing resets: phases of noise, flutter and echo run on from one
 utterance to the next, so the same call gives other samples and slightly other durations later in a process.
-Starting the library again does not help. :class:`EspeakSynthesizer` therefore runs every utterance in a
+Neither a seed nor starting the library again helps. :class:`EspeakSynthesizer` therefore runs every utterance in a
 forked child that starts the library afresh (about 10 ms): an utterance depends on its arguments only.
 """
 
@@ -115,6 +115,7 @@ class _Engine:
             ctypes.c_int,
         ]
         self.library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
+        self.library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         self.library.espeak_SetParameter.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
         self.library.espeak_Synth.argtypes = [
             ctypes.c_char_p,
@@ -303,7 +304,10 @@ class EspeakSynthesizer:
     def _synthesize(self, words, voice, rate, pitch, pitch_range, prosody):
         engine = _engine()
         library = engine.library
+        # espeak-ng seeds its noise (voices with breath have some) with the time of its start, and uses the C
+        # library's generator beside it.
         engine.libc.srand(1)
+        library.espeak_ng_SetRandSeed(1)
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise EspeakError(
                 f"voice {voice!r} is unknown to espeak-ng; use a language (en-us, en-gb, de), with +variant "

@@ -531,12 +531,14 @@ class PretrainingOutput:
     """Predictions of :class:`HubertPretrainer`.
 
     ``units`` (B, T, K) and ``phones`` (B, T, K) are logits; ``acoustics`` (B, T, F) regressed features;
+    ``durations`` (B, T) as :func:`phone_frames` gives them; each None without its head.
     ``emotion`` (B, K) logits, or None; ``mask`` bool (B, T); ``valid`` bool (B, T).
     """
 
     units: torch.Tensor
     phones: torch.Tensor
     acoustics: torch.Tensor
+    durations: torch.Tensor
     emotion: torch.Tensor
     mask: torch.Tensor
     valid: torch.Tensor
@@ -555,6 +557,8 @@ class HubertPretrainer(nn.Module):
         Classes of the frame classification; 0 for none.
     acoustic_size : int
         Regressed features; 0 for none.
+    durations : bool
+        Whether the phoneme's duration is regressed, from the last hidden state: the speaking rate at a frame.
     num_emotions : int
         Classes of the utterance; 0 for none.
     prosody_layer : int
@@ -572,7 +576,15 @@ class HubertPretrainer(nn.Module):
     """
 
     def __init__(
-        self, hubert, num_units, num_phones, acoustic_size, num_emotions=0, prosody_layer=2, dropout=0.1
+        self,
+        hubert,
+        num_units,
+        num_phones,
+        acoustic_size,
+        durations=False,
+        num_emotions=0,
+        prosody_layer=2,
+        dropout=0.1,
     ):
         super().__init__()
         layers = hubert.config.num_hidden_layers
@@ -583,6 +595,7 @@ class HubertPretrainer(nn.Module):
         self.prosody_layer = prosody_layer
         self.unit_head = nn.Linear(size, num_units) if num_units else None
         self.phone_head = nn.Linear(size, num_phones) if num_phones else None
+        self.duration_head = nn.Linear(size, 1) if durations else None
         self.acoustic_norm = nn.LayerNorm(size) if acoustic_size or num_emotions else None
         self.acoustic_head = nn.Linear(size, acoustic_size) if acoustic_size else None
         self.emotion_head = EmotionHead(size, num_emotions, dropout) if num_emotions else None
@@ -619,6 +632,7 @@ class HubertPretrainer(nn.Module):
             None if self.unit_head is None else self.unit_head(last),
             None if self.phone_head is None else self.phone_head(last),
             None if self.acoustic_head is None else self.acoustic_head(prosody),
+            None if self.duration_head is None else self.duration_head(last)[..., 0],
             None if self.emotion_head is None else self.emotion_head(prosody, valid),
             mask,
             valid,
