@@ -94,6 +94,17 @@ def build_parser():
     doctor.add_argument("--json", action="store_true", help="a JSON list")
     doctor.add_argument("--folder", default=".", help="whose disk is measured (default: here)")
 
+    table = commands.add_parser(
+        "table",
+        help="a Markdown table of several runs side by side",
+        description="Headline metrics, trainable parameters and training time of finished runs. Folders joined by "
+        "commas are seeds of one system: mean and deviation.",
+        **example(
+            f"  {_PROGRAM} table results/demo_ib/1986,results/demo_ib/1987 results/demo_ib_no_bottleneck/1986"
+        ),
+    )
+    table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
+
     train = commands.add_parser(
         "train",
         help="run an experiment, as train.py does",
@@ -143,6 +154,8 @@ def main(arguments=None):
             from speechbrain_emo.doctor import print_doctor
 
             return print_doctor(options.folder, options.json)
+        if options.command == "table":
+            return _table(options.folders)
         return _explain(options)
     except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
         return finished.code if isinstance(finished.code, int) else USAGE
@@ -153,6 +166,16 @@ def main(arguments=None):
         # Whoever read the output has enough, such as `head`; nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _table(folders):
+    from speechbrain_emo.results import comparison_rows, format_table
+
+    try:
+        print(format_table(comparison_rows(folders)))
+    except (FileNotFoundError, ValueError) as error:
+        return _fail(str(error))
+    return OK
 
 
 def _explain(options):

@@ -52,6 +52,7 @@ from speechbrain_emo.metrics.descriptors import (
 
 __all__ = [
     "RANDOM_SPLIT_WARNING",
+    "comparison_rows",
     "compute_results",
     "format_table",
     "git_commit",
@@ -913,6 +914,70 @@ def pool_seeds(folders):
                 "seeds": seeds,
             }
     return pooled
+
+
+def comparison_rows(folders):
+    """One row a run, or a row a group of seeds, for RESULTS.md: the headline metrics, parameters and time.
+
+    Arguments
+    ---------
+    folders : sequence of str or Path
+        Folders with ``results.json``. Folders joined by commas are seeds of one system: mean and deviation.
+
+    Returns
+    -------
+    list of dict
+        Column name -> cell, for ``format_table``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder has no ``results.json``.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> _ = write_results(folder, {"test.ser.own_chain.ua": 0.5}, {"seed": 1, "train_seconds": 60.0})
+    >>> comparison_rows([folder])[0]["UA"]
+    0.5
+    """
+    columns = {
+        "UA": ("test.ser.own_chain.ua", "test.ser.speech.ua"),
+        "UA label|speech": ("test.ser.speech.ua",),
+        "UA gold descr.": ("test.ser.gold_descriptors.ua",),
+        "WER": ("test.asr.generated.wer",),
+        **{n: (f"test.sed.generated.{n}",) for n in ("pitch", "volume", "speed", "emphasis")},
+    }
+    rows = []
+    for group in folders:
+        parts = [Path(f) for f in str(group).split(",")]
+        runs = [read_results(f) for f in parts]
+        if len(runs) > 1:
+            metrics = pool_seeds(parts)
+        else:
+            metrics = runs[0]["metrics"]
+        name = (
+            f"{parts[0].parent.name}/{parts[0].name}"
+            if len(parts) == 1
+            else f"{parts[0].parent.name}, {len(parts)} seeds"
+        )
+        row = {"run": name}
+        for column, keys in columns.items():
+            found = [metrics[k] for k in keys if metrics.get(k) is not None]
+            if found:
+                value = found[0]
+                row[column] = (
+                    {"mean": value["mean"], "std": value["std"]} if isinstance(value, dict) else value
+                )
+        trainable = runs[0].get("trainable_parameters") or {}
+        if trainable:
+            row["trainable (thousands)"] = round(sum(trainable.values()) / 1000)
+        seconds = [r["train_seconds"] for r in runs if r.get("train_seconds") is not None]
+        if seconds:
+            row["training (s)"] = round(float(np.mean(seconds)))
+        rows.append(row)
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -209,7 +209,15 @@ def _sentence(rng):
         lambda: ["who", VERBS[base], *phrase(thing, adjective)],
         lambda: ["who", "will", base, *phrase(thing, None), one(PREPOSITIONS), *phrase(place, None)],
         lambda: ["where", "is", *phrase(thing, adjective)],
-        lambda: ["we", VERBS[base], one(NUMBERS), adjective, "boxes", one(PREPOSITIONS), *phrase(place, None)],
+        lambda: [
+            "we",
+            VERBS[base],
+            one(NUMBERS),
+            adjective,
+            "boxes",
+            one(PREPOSITIONS),
+            *phrase(place, None),
+        ],
         lambda: ["they", VERBS[base], *phrase(thing, adjective), one(PREPOSITIONS), *phrase(place, None)],
         lambda: [*phrase(thing, adjective), "was", one(PREPOSITIONS), *phrase(place, None)],
         lambda: ["she", VERBS[base], *phrase(thing, adjective), one(TIMES)],
@@ -614,7 +622,9 @@ def validate_demo(manifests):
             shared = sets[first] & sets[second]
             counts[f"{name} shared by {first} and {second}"] = len(shared)
             if shared:
-                faults.append(f"{first} and {second} share {len(shared)} {name}, for example {next(iter(shared))}")
+                faults.append(
+                    f"{first} and {second} share {len(shared)} {name}, for example {next(iter(shared))}"
+                )
     if faults:
         shown = "\n".join(faults[:20])
         raise ValueError(f"the demo corpus has {len(faults)} faults:\n{shown}")

@@ -1,5 +1,7 @@
 """Pretrain a tiny HuBERT from manifests and save it as a folder that ``transformers`` loads."""
 
+import copy
+import hashlib
 import json
 import logging
 import math
@@ -32,6 +34,13 @@ logger = logging.getLogger(__name__)
 
 COMPLETE = "pretraining.json"
 OBJECTIVES = ("units", "phones", "acoustics", "durations", "emotion")
+FINE_TUNING = {
+    "freeze_convolutions": False,
+    "mix_layers": False,
+    "frame_emotions": 0.0,
+    "dropout": 0.1,
+    "weight_average": 0.0,
+}
 
 
 @dataclass
@@ -144,7 +153,9 @@ def change_speed(samples, factor):
     target = round(padded.shape[0] / factor)
     spectrum = torch.fft.rfft(padded)
     bins = target // 2 + 1
-    spectrum = spectrum[:bins] if bins <= spectrum.shape[0] else F.pad(spectrum, (0, bins - spectrum.shape[0]))
+    spectrum = (
+        spectrum[:bins] if bins <= spectrum.shape[0] else F.pad(spectrum, (0, bins - spectrum.shape[0]))
+    )
     return (torch.fft.irfft(spectrum, n=target) * (target / padded.shape[0]))[:length]
 
 
@@ -242,7 +253,9 @@ class PretrainingBatches(torch.utils.data.IterableDataset):
         if self.augment.get("gain_db"):
             samples = samples * float(10 ** (self.augment["gain_db"] * rng.normal() / 20))
         if "noise_db" in self.augment:
-            level = samples.square().mean().sqrt() * 10 ** ((self.augment["noise_db"] - 40 * rng.random()) / 20)
+            level = samples.square().mean().sqrt() * 10 ** (
+                (self.augment["noise_db"] - 40 * rng.random()) / 20
+            )
             noise = torch.from_numpy(rng.standard_normal(len(samples), dtype=np.float32))
             samples = samples + level * noise
         return samples, phones, speed
@@ -277,8 +290,8 @@ class EncoderPretrainingBrain(sb.Brain):
 
     Hsu et al. 2021, "HuBERT", eq. (1) with alpha = 1 for the units; the weights of ``hparams.weights`` mix in
     ``phones`` (cross-entropy on all frames), ``acoustics`` (mean squared error of standardised log-mels,
-    level, periodicity and F0), ``durations`` (squared error of the phone's log-duration) and ``emotion`` (cross-entropy of the
-    utterance).
+    level, periodicity and F0), ``durations`` (squared error of the phone's log-duration) and ``emotion``
+    (cross-entropy of the utterance).
 
     Arguments
     ---------
@@ -288,24 +301,41 @@ class EncoderPretrainingBrain(sb.Brain):
     statistics : dict
         ``mean`` and ``deviation`` of the regressed features, float (F,).
     hparams : dict
-        ``weights``, ``lr``, ``num_steps``, ``warmup``, ``mask_probability`` and ``precision``.
+        ``weights``, ``lr``, ``num_steps``, ``warmup``, ``train_precision`` and ``fine_tuning``.
+    average : HubertPretrainer, optional
+        Holds the moving average of the weights; validation uses it.
     """
 
-    def __init__(self, modules, statistics, **options):
+    def __init__(self, modules, statistics, average=None, **options):
         super().__init__(modules=modules, **options)
         self.statistics = {name: value.to(self.device) for name, value in statistics.items()}
         self.autocast = torch.autocast(
             torch.device(self.device).type, torch.bfloat16, enabled=self.hparams.train_precision == "bf16"
         )
-        self.best = None
+        self.average = average
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Move the average of the weights; early in training it forgets faster."""
+        if self.average is None:
+            return
+        decay = min(self.hparams.fine_tuning["weight_average"], (1 + self.optimizer_step) / (10 + self.optimizer_step))
+        model = getattr(self.modules.model, "module", self.modules.model)
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
 
     def compute_forward(self, batch, stage):
         """Predictions of a batch, with the acoustic targets."""
         batch = batch.to(self.device)
-        with torch.no_grad():
-            features = self.modules.targets(batch.waveforms)
+        features = None
+        if any(self.hparams.weights[name] for name in ("units", "acoustics")):
+            with torch.no_grad():
+                features = self.modules.targets(batch.waveforms)
+        model = self.modules.model
+        if self.average is not None and stage != sb.Stage.TRAIN:
+            model = self.average.eval()
         with self.autocast:
-            out = self.modules.model(batch.waveforms, batch.num_samples, batch.mask)
+            out = model(batch.waveforms, batch.num_samples, batch.mask)
         return out, features
 
     def compute_objectives(self, predictions, batch, stage):
@@ -342,9 +372,15 @@ class EncoderPretrainingBrain(sb.Brain):
                 some = batch.emotions != IGNORE
                 self.sums["emotion_correct"] += float((out.emotion.argmax(-1) == batch.emotions)[some].sum())
                 self.sums["emotion_count"] += int(some.sum())
+            if out.frame_emotions is not None:
+                labels = batch.emotions[:, None].expand(out.valid.shape)[out.valid]
+                losses["frame_emotions"] = F.cross_entropy(
+                    out.frame_emotions.float()[out.valid], labels, ignore_index=IGNORE, label_smoothing=0.1
+                )
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
         self.sums["batches"] += 1
+        weights = {**weights, "frame_emotions": self.hparams.fine_tuning["frame_emotions"]}
         return sum(weights[name] * value for name, value in losses.items())
 
     def _regression(self, out, features, batch):
@@ -388,7 +424,7 @@ class EncoderPretrainingBrain(sb.Brain):
         """Log, and keep the last checkpoint."""
         sums = self.sums
         stats = {"loss": stage_loss}
-        for name in OBJECTIVES:
+        for name in (*OBJECTIVES, "frame_emotions"):
             if name in sums:
                 stats[name] = sums[name] / sums["batches"]
         for name in ("phone", "emotion"):
@@ -425,7 +461,7 @@ def _fit_targets(utterances, targets, num_units, seed):
             matrices.append(features.matrix()[0])
             log_mels.append(features.log_mel[0])
     stacked = torch.cat(matrices)
-    statistics = {"mean": stacked.mean(0), "deviation": stacked.std(0).clamp_min(1e-3)}
+    statistics = {"mean": stacked.mean(0), "deviation": stacked.std(0).clamp_min(0.1)}
     return statistics, AcousticUnits.fit(log_mels, max(num_units, 2), seed)
 
 
@@ -442,7 +478,11 @@ def pretrain_encoder(hparams, run_opts=None):
         ``prosody_layer``, ``num_units``, ``emotions``, ``weights``, ``mask_probability``, ``mask_span``,
         ``augment``, ``number_of_epochs``, ``batch_seconds``, ``max_duration``, ``lr``, ``warmup``,
         ``weight_decay``, ``max_grad_norm``, ``train_precision``, and ``initial_encoder`` (a folder to start
-        from, or null).
+        from, or null). Optional: ``fine_tuning``, a mapping of some of the keys of ``FINE_TUNING``:
+        ``freeze_convolutions`` (the waveform's convolutions stay as they are), ``mix_layers`` and
+        ``frame_emotions`` (the weight of that objective) of :class:`HubertPretrainer`, ``dropout`` before the
+        emotion's classifier, ``weight_average`` (decay of a moving average of the weights, which is then what
+        is validated and saved; 0 for none).
     run_opts : dict, optional
         SpeechBrain's run options.
 
@@ -456,15 +496,19 @@ def pretrain_encoder(hparams, run_opts=None):
     ValueError
         If a weight is not known or a split is empty.
     """
+    unknown = set(hparams["weights"]) - set(OBJECTIVES)
+    if unknown:
+        raise ValueError(f"weights has {sorted(unknown)}; allowed are {OBJECTIVES}")
+    hparams = {**hparams, "weights": {name: hparams["weights"].get(name, 0.0) for name in OBJECTIVES}}
+    unknown = set(hparams.get("fine_tuning") or ()) - set(FINE_TUNING)
+    if unknown:
+        raise ValueError(f"fine_tuning has {sorted(unknown)}; allowed are {sorted(FINE_TUNING)}")
     folder = Path(hparams["encoder_folder"])
     wanted = _settings(hparams)
     done = folder / COMPLETE
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("settings") == wanted:
         logger.info("encoder: complete in %s, kept", folder)
         return str(folder)
-    unknown = set(hparams["weights"]) ^ set(OBJECTIVES)
-    if unknown:
-        raise ValueError(f"weights: {sorted(unknown)} missing or unknown; name each of {OBJECTIVES}, 0 for none")
     brain, batches, valid = _build(hparams, run_opts)
     brain.checkpointer.recover_if_possible()
     brain.fit(
@@ -473,7 +517,7 @@ def pretrain_encoder(hparams, run_opts=None):
         torch.utils.data.DataLoader(valid, batch_size=None),
         progressbar=True,
     )
-    model = brain.modules.model
+    model = brain.average or brain.modules.model
     run_on_main(save_encoder, args=[getattr(model, "module", model).hubert, folder])
     report = {"settings": wanted, "valid": getattr(brain, "valid_stats", {})}
     run_on_main(done.write_text, args=[json.dumps(report, indent=1)], kwargs={"encoding": "utf-8"})
@@ -487,15 +531,13 @@ def _settings(hparams):
         "initial_encoder"
     ).split()
     plain = {name: hparams[name] for name in names}
-    plain["manifests"] = {
-        split: _digest(Path(hparams["manifests"][split])) for split in ("train", "valid")
-    }
+    if hparams.get("fine_tuning"):
+        plain["fine_tuning"] = dict(hparams["fine_tuning"])
+    plain["manifests"] = {split: _digest(Path(hparams["manifests"][split])) for split in ("train", "valid")}
     return json.loads(json.dumps(plain, default=dict))
 
 
 def _digest(path):
-    import hashlib
-
     if not path.is_file():
         raise ValueError(f"manifest {path} does not exist: prepare the corpus first")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -503,6 +545,7 @@ def _digest(path):
 
 def _build(hparams, run_opts):
     seed, weights = int(hparams["seed"]), hparams["weights"]
+    fine_tuning = {**FINE_TUNING, **(hparams.get("fine_tuning") or {})}
     emotions = list(hparams["emotions"] or ())
     sets = {
         split: load_utterances(
@@ -513,7 +556,9 @@ def _build(hparams, run_opts):
     if hparams["initial_encoder"]:
         from transformers import HubertModel
 
-        hubert = HubertModel.from_pretrained(hparams["initial_encoder"])
+        # Eager attention: with bfloat16 on a CPU the fused kernel of torch makes a step 1.6 times as long.
+        attention = {"attn_implementation": "eager"} if hparams["train_precision"] == "bf16" else {}
+        hubert = HubertModel.from_pretrained(hparams["initial_encoder"], **attention)
     else:
         hubert = build_tiny_hubert(seed=seed, **hparams["architecture"])
         levels = hparams["architecture"].get("level_channels", 8)
@@ -533,7 +578,15 @@ def _build(hparams, run_opts):
             durations=bool(phones and weights["durations"]),
             num_emotions=len(emotions) if weights["emotion"] else 0,
             prosody_layer=hparams["prosody_layer"],
+            dropout=fine_tuning["dropout"],
+            mix_layers=fine_tuning["mix_layers"],
+            frame_emotions=fine_tuning["frame_emotions"] > 0,
         )
+    if fine_tuning["freeze_convolutions"]:
+        hubert.feature_extractor._freeze_parameters()
+    average = None
+    if fine_tuning["weight_average"]:
+        average = copy.deepcopy(model).requires_grad_(False)
     common = {
         "config": hubert.config,
         "phone_classes": phones,
@@ -555,15 +608,20 @@ def _build(hparams, run_opts):
         steps += len(batches)
     counter = sb.utils.epoch_loop.EpochCounter(hparams["number_of_epochs"])
     Path(hparams["save_folder"]).mkdir(parents=True, exist_ok=True)
-    checkpointer = sb.utils.checkpoints.Checkpointer(
-        hparams["save_folder"], recoverables={"model": model, "counter": counter}
-    )
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    recoverables = {"model": model, "counter": counter}
+    if average is not None:
+        recoverables["average"] = average
+    checkpointer = sb.utils.checkpoints.Checkpointer(hparams["save_folder"], recoverables=recoverables)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
 
     def optimizer(_):
         return torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": hparams["weight_decay"]},
+                {"params": others, "weight_decay": 0.0},
+            ],
             lr=hparams["lr"],
             betas=(0.9, 0.98),
         )
@@ -573,6 +631,7 @@ def _build(hparams, run_opts):
     brain = EncoderPretrainingBrain(
         modules={"model": model, "targets": targets, "units": units},
         statistics=statistics,
+        average=average,
         opt_class=optimizer,
         hparams={
             "seed": seed,
@@ -582,6 +641,7 @@ def _build(hparams, run_opts):
             "warmup": hparams["warmup"],
             "train_precision": hparams["train_precision"],
             "epoch_counter": counter,
+            "fine_tuning": fine_tuning,
         },
         run_opts=options,
         checkpointer=checkpointer,

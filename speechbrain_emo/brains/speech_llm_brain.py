@@ -111,7 +111,7 @@ class SpeechLLMBrain(sb.Brain):
         self.valid_loader = step_loader(valid_data, self.valid_sampler)
         self.epoch_counter = sb.utils.epoch_loop.EpochCounter(schedule.num_epochs)
         self.position = None
-        self.progress = JsonState(phase_step=0, steps_of_phase=None, history=[])
+        self.progress = JsonState(phase_step=0, steps_of_phase=None, seconds=0.0, history=[])
         self.optimizer = None
         self._sums = collections.Counter()
         self._units = collections.defaultdict(ActiveUnits)
@@ -346,6 +346,7 @@ class SpeechLLMBrain(sb.Brain):
             stats["grad_norm"] = sums.get("grad_norm", 0.0) / max(sums.get("steps", 0.0), 1.0)
             stats["sources"] = {k[8:]: int(v) for k, v in sums.items() if k.startswith("sources/")}
             self._train_stats = stats
+            self.progress["seconds"] += stats["seconds"]
         elif stage == sb.Stage.VALID and self._validates():
             for branch, units in self._units.items():
                 stats[f"active_units/{branch}"] = int(units.active.sum())

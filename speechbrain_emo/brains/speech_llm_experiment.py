@@ -329,8 +329,7 @@ class SpeechLLMExperiment:
     def write_results(self, metrics):
         """``results.json`` beside the checkpoints."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        train = [json.loads(x) for x in (self.output_folder / "train_log.jsonl").read_text().splitlines()]
-        seconds = sum(line["train"]["seconds"] for line in train)
+        seconds = self.brain.progress["seconds"]
         audio = sum(r["duration"] for r in self.manifests["train"].values()) * self.schedule.num_epochs
         context = results.run_context(
             seed=self.hparams["seed"],

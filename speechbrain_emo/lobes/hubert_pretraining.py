@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from speechbrain_emo.lobes.information_bottleneck import LayerMix
+
 SAMPLE_RATE = 16000
 IGNORE = -100
 LOG_FLOOR = 1e-9
@@ -116,7 +118,7 @@ def build_tiny_hubert(
     -------
     >>> model = build_tiny_hubert(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
     >>> model(torch.randn(1, 16000)).last_hidden_state.shape
-    torch.Size([1, 49, 32])
+    torch.Size([1, 48, 32])
     """
     channels = 4 * (low_bands + mel_bands) + level_channels
     config = HubertConfig(
@@ -156,7 +158,9 @@ def _tone_filters(centres, window_lengths, kernel):
     time = torch.arange(kernel, dtype=torch.float64) - (kernel - 1) / 2
     rows = []
     for centre, length in zip(centres, window_lengths, strict=True):
-        window = torch.where(time.abs() <= length / 2, 0.5 + 0.5 * torch.cos(2 * math.pi * time / length), 0.0)
+        window = torch.where(
+            time.abs() <= length / 2, 0.5 + 0.5 * torch.cos(2 * math.pi * time / length), 0.0
+        )
         phase = 2 * math.pi * centre / SAMPLE_RATE * time
         for wave in (torch.cos(phase), torch.sin(phase)):
             row = window * wave
@@ -475,7 +479,9 @@ class AcousticUnits(nn.Module):
         mean, deviation = frames.mean(0), frames.std(0).clamp_min(1e-3)
         standard = ((frames - mean) / deviation).numpy()
         if standard.shape[0] < num_units:
-            raise ValueError(f"num_units is {num_units}; there are only {standard.shape[0]} frames to cluster")
+            raise ValueError(
+                f"num_units is {num_units}; there are only {standard.shape[0]} frames to cluster"
+            )
         model = MiniBatchKMeans(num_units, random_state=seed, n_init=1, max_iter=20, batch_size=4096)
         centres = torch.from_numpy(model.fit(standard).cluster_centers_).float()
         return cls(centres, mean, deviation)
@@ -532,7 +538,8 @@ class PretrainingOutput:
 
     ``units`` (B, T, K) and ``phones`` (B, T, K) are logits; ``acoustics`` (B, T, F) regressed features;
     ``durations`` (B, T) as :func:`phone_frames` gives them; each None without its head.
-    ``emotion`` (B, K) logits, or None; ``mask`` bool (B, T); ``valid`` bool (B, T).
+    ``emotion`` (B, K) logits, or None; ``mask`` bool (B, T); ``valid`` bool (B, T);
+    ``hidden_states`` (B, T, D) each; ``frame_emotions`` (B, T, K) logits or None.
     """
 
     units: torch.Tensor
@@ -543,6 +550,7 @@ class PretrainingOutput:
     mask: torch.Tensor
     valid: torch.Tensor
     hidden_states: tuple = field(default_factory=tuple)
+    frame_emotions: torch.Tensor = None
 
 
 class HubertPretrainer(nn.Module):
@@ -566,13 +574,19 @@ class HubertPretrainer(nn.Module):
         them from a middle layer leaves the last to phonemes.
     dropout : float
         Before the emotion's classifier.
+    mix_layers : bool
+        True: the emotion is read from a learned sum of all hidden states, each normalised, as a front end with
+        weighted layers reads them; False: from ``prosody_layer``.
+    frame_emotions : bool
+        Whether each frame of the last hidden state names the utterance's emotion too, so that what reads frames
+        finds it there.
 
     Example
     -------
     >>> hubert = build_tiny_hubert(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
     >>> model = HubertPretrainer(hubert, num_units=10, num_phones=5, acoustic_size=7, prosody_layer=1)
     >>> model(torch.randn(2, 16000), torch.tensor([16000, 8000])).units.shape
-    torch.Size([2, 49, 10])
+    torch.Size([2, 48, 10])
     """
 
     def __init__(
@@ -585,6 +599,8 @@ class HubertPretrainer(nn.Module):
         num_emotions=0,
         prosody_layer=2,
         dropout=0.1,
+        mix_layers=False,
+        frame_emotions=False,
     ):
         super().__init__()
         layers = hubert.config.num_hidden_layers
@@ -599,6 +615,10 @@ class HubertPretrainer(nn.Module):
         self.acoustic_norm = nn.LayerNorm(size) if acoustic_size or num_emotions else None
         self.acoustic_head = nn.Linear(size, acoustic_size) if acoustic_size else None
         self.emotion_head = EmotionHead(size, num_emotions, dropout) if num_emotions else None
+        self.emotion_mix = LayerMix(layers + 1, normalize_layers=True) if num_emotions and mix_layers else None
+        self.frame_head = None
+        if num_emotions and frame_emotions:
+            self.frame_head = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, num_emotions))
 
     def forward(self, waveforms, num_samples, mask=None):
         """Predict.
@@ -628,15 +648,17 @@ class HubertPretrainer(nn.Module):
         states = out.hidden_states
         last = out.last_hidden_state
         prosody = None if self.acoustic_norm is None else self.acoustic_norm(states[self.prosody_layer])
+        voice = prosody if self.emotion_mix is None else self.emotion_mix(torch.stack(states, 2))
         return PretrainingOutput(
             None if self.unit_head is None else self.unit_head(last),
             None if self.phone_head is None else self.phone_head(last),
             None if self.acoustic_head is None else self.acoustic_head(prosody),
             None if self.duration_head is None else self.duration_head(last)[..., 0],
-            None if self.emotion_head is None else self.emotion_head(prosody, valid),
+            None if self.emotion_head is None else self.emotion_head(voice, valid),
             mask,
             valid,
             states,
+            None if self.frame_head is None else self.frame_head(last),
         )
 
 
@@ -662,7 +684,9 @@ class EmotionHead(nn.Module):
     def __init__(self, size, num_classes, dropout=0.1):
         super().__init__()
         self.attention = nn.Sequential(nn.Linear(size, size // 2), nn.Tanh(), nn.Linear(size // 2, 1))
-        self.classifier = nn.Sequential(nn.LayerNorm(2 * size), nn.Dropout(dropout), nn.Linear(2 * size, num_classes))
+        self.classifier = nn.Sequential(
+            nn.LayerNorm(2 * size), nn.Dropout(dropout), nn.Linear(2 * size, num_classes)
+        )
 
     def forward(self, frames, valid):
         """Logits (B, K) of frames (B, T, D) with a mask of valid ones (B, T)."""

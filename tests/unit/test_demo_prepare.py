@@ -12,7 +12,7 @@ pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed 
 
 from recipes.Demo import demo_prepare as demo
 
-SIZES = {"num_train": 72, "num_valid": 8, "num_test": 8}
+SIZES = {"num_train": 72, "num_valid": 8, "num_test": 16}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,9 @@ def test_volume_and_emphasis_are_in_the_samples(corpus):
         for word in words:
             part = slice(round(word["start"] * rate) + 300, round(word["end"] * rate) - 300)
             if word["word"] in loud:
-                gain[round(word["start"] * rate) : round(word["end"] * rate)] = 10 ** (demo.EMPHASIS_GAIN / 20)
+                gain[round(word["start"] * rate) : round(word["end"] * rate)] = 10 ** (
+                    demo.EMPHASIS_GAIN / 20
+                )
                 level = 20 * np.log10(np.sqrt((samples[part] ** 2).mean()))
                 boosts.append(level - demo.BASE_LEVEL - record["params"]["volume_db"])
         span = slice(round(words[0]["start"] * rate), round(words[-1]["end"] * rate))

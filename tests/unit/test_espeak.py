@@ -111,6 +111,8 @@ def test_bad_input_is_named(synthesizer, arguments, message):
         synthesizer(**arguments)
 
 
-@pytest.mark.parametrize(("mnemonic", "label"), [("'eI", "eI"), ("_:", PAUSE), ("_", PAUSE), (",oU", "oU"), ("i:", "i:")])
+@pytest.mark.parametrize(
+    ("mnemonic", "label"), [("'eI", "eI"), ("_:", PAUSE), ("_", PAUSE), (",oU", "oU"), ("i:", "i:")]
+)
 def test_phone_labels_have_no_marks(mnemonic, label):
     assert phone_label(mnemonic) == label

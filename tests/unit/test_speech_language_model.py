@@ -1,9 +1,9 @@
 """The composite: what is frozen stays frozen, steps of one task move one branch, precision of the masters."""
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from speechbrain_emo.brains.speech_language_model import AudioBatch, MicroBatch
 
 
