@@ -318,7 +318,9 @@ class EncoderPretrainingBrain(sb.Brain):
         """Move the average of the weights; early in training it forgets faster."""
         if self.average is None:
             return
-        decay = min(self.hparams.fine_tuning["weight_average"], (1 + self.optimizer_step) / (10 + self.optimizer_step))
+        decay = min(
+            self.hparams.fine_tuning["weight_average"], (1 + self.optimizer_step) / (10 + self.optimizer_step)
+        )
         model = getattr(self.modules.model, "module", self.modules.model)
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), model.parameters(), strict=True):

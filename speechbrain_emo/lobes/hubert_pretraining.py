@@ -615,7 +615,9 @@ class HubertPretrainer(nn.Module):
         self.acoustic_norm = nn.LayerNorm(size) if acoustic_size or num_emotions else None
         self.acoustic_head = nn.Linear(size, acoustic_size) if acoustic_size else None
         self.emotion_head = EmotionHead(size, num_emotions, dropout) if num_emotions else None
-        self.emotion_mix = LayerMix(layers + 1, normalize_layers=True) if num_emotions and mix_layers else None
+        self.emotion_mix = (
+            LayerMix(layers + 1, normalize_layers=True) if num_emotions and mix_layers else None
+        )
         self.frame_head = None
         if num_emotions and frame_emotions:
             self.frame_head = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, num_emotions))

@@ -372,3 +372,61 @@ def test_real_german_speech_can_be_read(shared_data, tmp_path):
     features = FrameTargets(HubertConfig())(read[0].samples[None])
     f0 = 150 * 2 ** features.f0[features.voiced].median()
     assert 80 < float(f0) < 350 and read[0].emotion >= 0
+
+
+def test_emotion_is_read_from_all_layers_and_named_by_each_frame():
+    hubert = build_tiny_hubert(**SMALL)
+    model = HubertPretrainer(hubert, 0, 0, 0, num_emotions=2, mix_layers=True, frame_emotions=True).eval()
+    waves, samples = torch.stack([tone(200), tone(300)]), torch.tensor([16000, 12000])
+    out = model(waves, samples)
+    assert out.frame_emotions.shape == (*out.valid.shape, 2)
+    # By hand: each hidden state normalised, equal weights at the start.
+    normalised = [
+        (s - s.mean(-1, True)) / (s.var(-1, False, keepdim=True) + 1e-5).sqrt() for s in out.hidden_states
+    ]
+    expected = model.emotion_head(sum(normalised) / len(normalised), out.valid)
+    assert torch.allclose(out.emotion, expected, atol=1e-5)
+    out.emotion.sum().backward()
+    assert model.emotion_mix.logits.grad.abs().sum() > 0
+
+
+def test_fine_tuning_keeps_the_convolutions_and_saves_the_average_of_the_weights(tmp_path, monkeypatch):
+    from speechbrain_emo.brains import encoder_pretraining
+
+    manifests = write_corpus(tmp_path)
+    first = pretrain_encoder(settings(tmp_path, "first", manifests, number_of_epochs=1), RUN)
+    seen = []
+    step = encoder_pretraining.EncoderPretrainingBrain.on_fit_batch_end
+
+    def recorded(self, *arguments):
+        step(self, *arguments)
+        seen.append({n: p.detach().clone() for n, p in self.modules.model.hubert.named_parameters()})
+
+    monkeypatch.setattr(encoder_pretraining.EncoderPretrainingBrain, "on_fit_batch_end", recorded)
+    tuned = settings(
+        tmp_path,
+        "tuned",
+        manifests,
+        initial_encoder=first,
+        weights={"emotion": 1.0},
+        fine_tuning={
+            "freeze_convolutions": True,
+            "mix_layers": True,
+            "frame_emotions": 0.5,
+            "weight_average": 0.5,
+        },
+        number_of_epochs=2,
+    )
+    before = AutoModel.from_pretrained(first)
+    after = dict(AutoModel.from_pretrained(pretrain_encoder(tuned, RUN)).named_parameters())
+    for name, value in before.named_parameters():
+        frozen = name.startswith("feature_extractor")
+        assert torch.equal(value, after[name]) == frozen, name
+        # The average that the documentation says, recomputed.
+        mean = value.detach().clone()
+        for number, weights in enumerate(seen, 1):
+            decay = min(0.5, (1 + number) / (10 + number))
+            mean = decay * mean + (1 - decay) * weights[name]
+        assert torch.allclose(mean, after[name], atol=1e-5), name
+    with pytest.raises(ValueError, match="freeze"):
+        pretrain_encoder({**tuned, "fine_tuning": {"freeze": True}}, RUN)

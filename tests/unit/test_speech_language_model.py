@@ -25,9 +25,8 @@ def micro_batch(system, task="label", seeds=(1, 2)):
         example = system.tasks[task].build(record, prompt_number=0)
         rows.append(system.packer.encode(example, slots))
     kinds = tuple(sorted({k for r in rows for k, *_ in r.slots}))
-    return MicroBatch(
-        system.packer.collate(rows), AudioBatch(lengths, waveforms=wave, noise_seeds=seeds), kinds, 2 * frames, (task,) * 2
-    )
+    audio = AudioBatch(lengths, waveforms=wave, noise_seeds=seeds)
+    return MicroBatch(system.packer.collate(rows), audio, kinds, 2 * frames, (task,) * 2)
 
 
 def loss(system, micro):
