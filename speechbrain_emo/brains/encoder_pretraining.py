@@ -147,10 +147,10 @@ def change_speed(samples, factor):
     if factor == 1.0:
         return samples
     length = max(1, round(samples.shape[0] / factor))
-    # A length with small factors keeps the Fourier transforms fast; the rest is cut off afterwards.
+    # Lengths with small factors keep the Fourier transforms fast; the rest is cut off afterwards.
     block = 1600
     padded = F.pad(samples, (0, -samples.shape[0] % block + block))
-    target = round(padded.shape[0] / factor)
+    target = 32 * round(padded.shape[0] / factor / 32)
     spectrum = torch.fft.rfft(padded)
     bins = target // 2 + 1
     spectrum = (
