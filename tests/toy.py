@@ -231,8 +231,8 @@ def learning_overlay(folder):
             {
                 "name": "joint",
                 "train": ["front_end.descriptor", "llm.lora"],
-                "tasks": {"describe": 0.5, "explain": 0.3, "ser": 0.2},
-                "epochs": 12,
+                "tasks": {"asr": 0.3, "describe": 0.3, "explain": 0.3, "ser": 0.1},
+                "epochs": 14,
                 **phase,
             },
         ],

