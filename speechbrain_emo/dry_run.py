@@ -419,10 +419,17 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
     )
 
 
+class MissingSizes(ValueError):
+    """A dry run lacks a size that the YAML has to state."""
+
+
 def _needed(hparams, key, given):
     value = hparams.get(key) if given is None else given
     if value is None:
-        raise ValueError(f"a dry run needs {key!r}, which the hyper-parameters leave out: add it to the YAML")
+        raise MissingSizes(
+            f"a dry run needs {key!r}, which the hyper-parameters leave out: add it to the YAML (before the data is "
+            "prepared, num_train_records and corpus_hours are both needed)"
+        )
     return value
 
 
@@ -456,9 +463,9 @@ def _on_meta(name, build):
         known = getattr(__import__(build.func.__module__, fromlist=["_"]), "PUBLISHED_ARCHITECTURES", {})
         overrides["architecture"] = known.get(str(source))
     if overrides["architecture"] is None:
-        raise ValueError(
+        raise MissingSizes(
             f"{name} names the model {source!r} without its architecture, so its size is unknown before a "
-            "download: take both from a fragment in hparams/backbones, as in "
+            "download (or, for a tiny backbone, before the experiment that `requires` names has made it): take both from a fragment in hparams/backbones, as in "
             f"`architecture: !ref <backbone[architecture]>`"
         )
     with torch.device("meta"):

@@ -16,6 +16,9 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
 from speechbrain.utils.distributed import run_on_main
 
+from speechbrain_emo.dataio.manifest import ManifestError
+from speechbrain_emo.dry_run import MissingSizes, estimate
+
 logger = logging.getLogger(__name__)
 
 
@@ -143,7 +146,12 @@ def main(arguments):
         print(error, file=sys.stderr)
         return 2
     sb.utils.distributed.ddp_init_group(run_opts)
-    run_experiment(hparams_file, run_opts, overrides, command)
+    try:
+        run_experiment(hparams_file, run_opts, overrides, command)
+    except (ManifestError, MissingSizes) as error:
+        # The user's data or YAML is at fault; a traceback would hide what the message says.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -185,8 +193,6 @@ def run_experiment(hparams_file, run_opts, overrides, command=""):
     hparams = _load(hparams_file, overrides)
     hparams["command"] = command
     if hparams.get("dry_run"):
-        from speechbrain_emo.dry_run import estimate
-
         print(estimate(hparams))
         return
     sb.create_experiment_directory(

@@ -173,6 +173,8 @@ def latents(experiment):
                 scores[(name, kind)] = score
                 metrics[f"test.latent.{branch}.{kind}_probe"] = score.accuracy
                 metrics[f"test.latent.{branch}.{kind}_silhouette"] = score.silhouette
+    if not coordinates:
+        return metrics
     plots.plot_latent_maps(
         coordinates,
         labels,
@@ -195,7 +197,7 @@ def pictures(experiment, metrics):
     """
     folder = experiment.output_folder
     confusion_pictures(metrics, list(experiment.format.labels), folder)
-    if experiment.model.front_end is not None:
+    if hasattr(experiment.model.front_end, "mixing_weights"):
         plots.plot_layer_weights(experiment.model.front_end.mixing_weights(), folder / "layer_weights.png")
     log = []
     for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():

@@ -4,6 +4,7 @@
 front end, no evaluation) and trains VIB-SER.
 """
 
+import inspect
 import json
 import logging
 import pathlib
@@ -75,7 +76,8 @@ class SpeechLLMExperiment:
                 "input_size": self.encoder.hidden_size,
                 "llm_size": self.llm.hidden_size,
             }
-            if "output_scale" not in hparams["front_end"].keywords:
+            takes = inspect.signature(hparams["front_end"].func).parameters
+            if "output_scale" in takes and "output_scale" not in hparams["front_end"].keywords:
                 # Pseudo-embeddings start as large as the embeddings that the language model knows.
                 weight = self.llm.causal_lm.get_input_embeddings().weight
                 self.front_end_arguments["output_scale"] = float(
