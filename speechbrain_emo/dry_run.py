@@ -465,7 +465,8 @@ def _on_meta(name, build):
     if overrides["architecture"] is None:
         raise MissingSizes(
             f"{name} names the model {source!r} without its architecture, so its size is unknown before a "
-            "download (or, for a tiny backbone, before the experiment that `requires` names has made it): take both from a fragment in hparams/backbones, as in "
+            "download (or, for a tiny backbone, before the experiment that `requires` names has made it): take both "
+            "from a fragment in hparams/backbones, as in "
             f"`architecture: !ref <backbone[architecture]>`"
         )
     with torch.device("meta"):
