@@ -148,7 +148,7 @@ def main(arguments):
     sb.utils.distributed.ddp_init_group(run_opts)
     try:
         run_experiment(hparams_file, run_opts, overrides, command)
-    except (ManifestError, MissingSizes) as error:
+    except (FoldError, ManifestError, MissingSizes) as error:
         # The user's data or YAML is at fault; a traceback would hide what the message says.
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -171,6 +171,8 @@ def run_experiment(hparams_file, run_opts, overrides, command=""):
     """
     plain = peek(hparams_file, overrides)
     folds = plain.get("folds")
+    if folds and plain.get("fold") is not None:
+        overrides = _with(overrides, fold=_named_fold(plain["fold"], [str(f) for f in folds]))
     if folds and plain.get("fold") is None:
         for fold in folds:
             with_fold = dict(_plain_yaml(overrides) or {}, fold=str(fold))
@@ -201,6 +203,24 @@ def run_experiment(hparams_file, run_opts, overrides, command=""):
     if hparams.get("prepare") is not None:
         run_on_main(hparams["prepare"])
     hparams["run"](hparams=hparams, run_opts=run_opts)
+
+
+class FoldError(ValueError):
+    """A fold that the experiment does not have."""
+
+
+def _named_fold(given, folds):
+    """The fold that was meant: YAML reads 08 as the number 8.
+
+    Example
+    -------
+    >>> _named_fold(8, ["03", "08"])
+    '08'
+    """
+    for fold in folds:
+        if str(given) == fold or (isinstance(given, int) and fold.isdigit() and int(fold) == given):
+            return fold
+    raise FoldError(f"fold is {given!r}; this experiment has {', '.join(folds)}")
 
 
 def _with(overrides, **values):

@@ -35,6 +35,9 @@ from speechbrain_emo.prompts.packer import Packer
 
 logger = logging.getLogger(__name__)
 
+# What was typed, what had to be there first, and what is done with several folds do not change a run's result.
+NOT_SETTINGS = ("command", "requires", "folds", "opensmile", "opensmile_cache", "corpus_hours", "num_train_records")
+
 
 class SpeechLLMExperiment:
     """Builds, trains, evaluates and exports what a YAML describes.
@@ -482,8 +485,7 @@ def run_speech_llm(hparams, run_opts):
     """
     output_folder = pathlib.Path(hparams["output_folder"])
     done = output_folder / "done.json"
-    # What was typed and what had to be there first do not change the result.
-    relevant = {k: v for k, v in hparams.items() if k not in ("command", "requires")}
+    relevant = {k: v for k, v in hparams.items() if k not in NOT_SETTINGS}
     settings = json.dumps(plain_hparams(relevant), sort_keys=True)
     if done.is_file():
         if done.read_text(encoding="utf-8") == settings:
