@@ -2,8 +2,8 @@
 
 import os
 
-# Waiting OpenMP threads sleep instead of spinning: beside one other busy process, steps of the tiny models with two
-# threads took 8.2 s spinning and 1.6 s sleeping on two cores. Read when torch loads, so it stands before any import.
+# Waiting OpenMP threads sleep instead of spinning: on two cores at load 4, a step of the tiny models with two
+# threads took 8.2 s spinning and 1.6 s sleeping. Read when torch loads, so it stands before any import.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

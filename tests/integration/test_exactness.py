@@ -120,7 +120,7 @@ def two_processes(experiment, tmp_path_factory):
 
 
 def test_two_processes_train_like_one(experiment, two_processes):
-    """12 steps in each of 4 passes, 24 optimiser steps in all; every phase's best weights are compared."""
+    """6 optimiser steps in each of 4 passes, 24 in all; the checkpoints of every phase are compared."""
     folder, _, _ = experiment
     by_phase = []
     for save in (folder / "run" / "save", two_processes / "save"):
