@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from speechbrain_emo.dataio.espeak import EspeakSynthesizer
 
-VERSION = 5
+VERSION = 8
 SAMPLE_RATE = 16000
 SPLITS = ("train", "valid", "test")
 EMOTIONS = ("angry", "happy", "neutral", "sad")
@@ -64,7 +64,7 @@ VARIANTS = {
     "Andrea": ("female", 246.1, 4.407),
     "Annie": ("female", 238.1, 5.298),
     "belinda": ("female", 229.9, 5.335),
-    "steph": ("female", 185.4, 5.306),
+    "linda": ("female", 229.9, 5.41),
     "anika": ("female", 270.1, 4.400),
     "aunty": ("female", 173.3, 5.526),
     "m1": ("male", 93.9, 5.351),
@@ -83,6 +83,8 @@ VARIANTS = {
     "quincy": ("male", 86.6, 5.363),
 }
 REFERENCE_DURATION = 5.35
+# Left out: whispering and croaking variants, and steph, steph2 and steph3, whose files put formant 4 at 9 % of its
+# frequency (the others stand near 110 %): a voice that no person has. recipes/Demo/RESULTS.md says what it cost.
 # A speaker is a variant and a factor on all its frequencies (a shorter or longer vocal tract). Variants of
 # valid and test occur in no other split.
 SPEAKERS = {
@@ -113,7 +115,7 @@ SPEAKERS = {
         ("quincy", 1.0),
     ),
     "valid": (("f3", 1.0), ("m4", 1.03)),
-    "test": (("f2", 1.0), ("steph", 1.02), ("m3", 1.0), ("Mike", 1.03)),
+    "test": (("f2", 1.0), ("linda", 1.02), ("m3", 1.0), ("Mike", 1.03)),
 }
 # espeak-ng's pitch value -> realised natural logarithm of the F0 factor (mean of four variants, pYIN). Its
 # pitch also moves a little with its range value.
