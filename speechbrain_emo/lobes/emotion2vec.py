@@ -172,7 +172,9 @@ class Emotion2Vec(nn.Module):
                     **options,
                 )
         except Exception as error:  # funasr raises whatever its parts raise, and asserts.
-            raise OSError(f"{failure} {type(error).__name__}: {error}") from error
+            # Its messages list every optional module of funasr that is not installed.
+            reason = (str(error).strip().splitlines() or [""])[0][:300]
+            raise OSError(f"{failure} {type(error).__name__}: {reason}") from error
         arguments = loaded.kwargs
         weights = arguments.get("init_param")
         if not weights or not Path(weights).is_file():
