@@ -104,7 +104,7 @@ class Alignment:
     >>> alignment.char_spans()
     ((0, 5), (7, 12))
     >>> alignment.min_confidence, round(alignment.mean_confidence, 2)
-    (0.4, 0.6)
+    (0.4, 0.57)
     >>> Alignment.from_dict(alignment.to_dict()) == alignment
     True
     """
@@ -251,6 +251,8 @@ class AlignmentItem:
         float32, shape (N,), full scale 1.
     sample_rate : int, optional
         Of ``samples``, in Hz.
+    start, stop : int, optional
+        Segment of the file, in samples at its own rate. Times of the alignment count from ``start``.
 
     Example
     -------
@@ -263,6 +265,8 @@ class AlignmentItem:
     wav: str | None = None
     samples: np.ndarray | None = field(default=None, repr=False, compare=False)
     sample_rate: int | None = None
+    start: int | None = None
+    stop: int | None = None
 
     def load(self, sample_rate=16000):
         """The samples and their rate.
@@ -290,7 +294,8 @@ class AlignmentItem:
             raise AlignmentError(f"item {self.name!r} has neither wav nor samples with a sample_rate")
         from speechbrain_emo.dataio.audio import load_audio
 
-        return load_audio(self.wav, sample_rate=sample_rate).numpy(), sample_rate
+        samples = load_audio(self.wav, sample_rate=sample_rate, start=self.start, stop=self.stop)
+        return samples.numpy(), sample_rate
 
 
 @runtime_checkable
@@ -338,7 +343,8 @@ class Aligner(Protocol):
         ------
         (str, Alignment or Exception)
             Name and result in the order of the items. What is wrong with one item
-            (:class:`AlignmentError`, :class:`~speechbrain_emo.dataio.audio.AudioError`) is its result; the others are finished.
+            (:class:`AlignmentError`, :class:`~speechbrain_emo.dataio.audio.AudioError`) is its result; the
+            others are finished.
         """
         ...
 
