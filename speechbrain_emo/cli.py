@@ -1,4 +1,4 @@
-"""The toolkit in a shell: ``python -m speechbrain_emo explain | doctor | train``."""
+"""The toolkit in a shell: ``python -m speechbrain_emo explain | align | doctor | train``."""
 
 import argparse
 import importlib.metadata
@@ -9,6 +9,10 @@ import warnings
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 _PROGRAM = "python -m speechbrain_emo"
+# Written out: the registry would load numpy before --help is shown. A test holds the two together.
+ALIGNER_NAMES = "pocketsphinx, espeak-dtw, ctc, mfa, textgrid"
+# Of the mean over words. Right texts lie above, wrong ones below: docs/alignment.md.
+LOW_CONFIDENCE = 0.5
 
 
 def _version():
@@ -46,6 +50,7 @@ def build_parser():
         description="Explainable speech emotion recognition on SpeechBrain.",
         **example(
             f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986\n"
+            f"  {_PROGRAM} align speech.wav --text 'what is said'\n"
             f"  {_PROGRAM} doctor\n"
             f"  {_PROGRAM} train hparams/demo_ib.yaml"
         ),
@@ -85,6 +90,8 @@ def build_parser():
         "--gender", choices=("female", "male"), help="of the speakers: what measured pitch is compared with"
     )
 
+    _add_align(commands, example)
+
     doctor = commands.add_parser(
         "doctor",
         help="check GPU, packages, external programs and disk",
@@ -118,6 +125,54 @@ def build_parser():
     )
     train.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="as of train.py")
     return parser
+
+
+def _add_align(commands, example):
+    align = commands.add_parser(
+        "align",
+        help="when each word of a known text is spoken",
+        description="Find the words of a text in a recording: start, end and confidence of each. The default aligner "
+        "is English and needs no model of yours; espeak-dtw knows every language of espeak-ng.",
+        **example(
+            f"  {_PROGRAM} align x.wav --text 'It is 5 pm.' --json\n"
+            f"  {_PROGRAM} align x.wav --text_file x.txt --textgrid x.TextGrid --ctm x.ctm\n"
+            f"  {_PROGRAM} align x.wav --text 'Der Lappen liegt auf dem Eisschrank.' --aligner espeak-dtw "
+            "--language de\n"
+            f"  {_PROGRAM} align x.wav --text 'so it is' --aligner ctc --option source=facebook/wav2vec2-base-960h\n"
+            f"  {_PROGRAM} align x.wav --text '' --aligner textgrid --option folder=alignments\n"
+            f"  {_PROGRAM} align --manifest test.json --data_root DATA --aligner mfa --textgrid alignments "
+            "--json > test.jsonl\n\n"
+            "exit status: 0 aligned, 1 a recording and its text could not be aligned, 2 wrong arguments or the aligner "
+            "cannot be used"
+        ),
+    )
+    align.add_argument("file", nargs="?", metavar="FILE", help="audio file")
+    align.add_argument("--text", metavar="TEXT", help="what is said")
+    align.add_argument("--text_file", metavar="FILE", help="holds what is said, in UTF-8")
+    align.add_argument(
+        "--manifest", metavar="FILE", help="align every record of a manifest instead, by its transcript"
+    )
+    align.add_argument("--data_root", metavar="DIR", help="what {data_root} stands for in the manifest")
+    align.add_argument(
+        "--aligner", default="pocketsphinx", metavar="NAME", help=f"{ALIGNER_NAMES} (default: %(default)s)"
+    )
+    align.add_argument("--language", metavar="CODE", help="en, de, fr, ... (default: en)")
+    align.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="argument of the aligner; may be repeated",
+    )
+    align.add_argument(
+        "--json",
+        action="store_true",
+        help="a list of {word, start, end, confidence}; one object a line for a manifest",
+    )
+    align.add_argument(
+        "--textgrid", metavar="OUT", help="write a TextGrid here (a folder of them for a manifest)"
+    )
+    align.add_argument("--ctm", metavar="OUT", help="write a CTM file here")
 
 
 def main(arguments=None):
@@ -154,6 +209,8 @@ def main(arguments=None):
             from speechbrain_emo.doctor import print_doctor
 
             return print_doctor(options.folder, options.json)
+        if options.command == "align":
+            return _align(options)
         if options.command == "table":
             return _table(options.folders)
         return _explain(options)
@@ -166,6 +223,96 @@ def main(arguments=None):
         # Whoever read the output has enough, such as `head`; nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _align(options):
+    from pathlib import Path
+
+    from speechbrain_emo.alignment import AlignmentError, AlignmentItem, make_aligner
+    from speechbrain_emo.alignment.textgrid import to_ctm, write_textgrid
+    from speechbrain_emo.dataio.manifest import ManifestError, read_manifest
+
+    if (options.file is None) == (options.manifest is None):
+        return _fail("give either FILE or --manifest")
+    if options.manifest is None and (options.text is None) == (options.text_file is None):
+        return _fail("give the text: either --text or --text_file")
+    try:
+        if options.manifest is not None:
+            root = {"data_root": options.data_root} if options.data_root else None
+            records = read_manifest(options.manifest, replacements=root)
+            items = [
+                AlignmentItem(
+                    name,
+                    record.get("transcript") or "",
+                    record["wav"],
+                    start=record.get("start"),
+                    stop=record.get("stop"),
+                )
+                for name, record in records.items()
+            ]
+        else:
+            text = options.text
+            if text is None:
+                text = Path(options.text_file).read_text(encoding="utf-8-sig")
+            items = [AlignmentItem(Path(options.file).stem, text.strip(), options.file)]
+        aligner = make_aligner(options.aligner, **_aligner_options(options))
+    except (AlignmentError, ManifestError, OSError, UnicodeDecodeError) as error:
+        return _fail(str(error))
+    single, failed = options.manifest is None, 0
+    if options.textgrid and not single:
+        Path(options.textgrid).mkdir(parents=True, exist_ok=True)
+    ctm = []
+    try:
+        for name, result in aligner.align_corpus(items):
+            if isinstance(result, Exception):
+                failed += 1
+                print(f"error: {name}: {result}", file=sys.stderr)
+                continue
+            _print_alignment(name, result, options.json, single)
+            if result.mean_confidence is not None and result.mean_confidence < LOW_CONFIDENCE:
+                print(
+                    f"warning: {name}: mean confidence {result.mean_confidence:.2f}: the text may not be what is said",
+                    file=sys.stderr,
+                )
+            if options.textgrid:
+                target = options.textgrid if single else Path(options.textgrid) / f"{name}.TextGrid"
+                write_textgrid(target, result)
+            if options.ctm:
+                ctm.append(to_ctm(result, "_".join(name.split())))
+        if options.ctm:
+            Path(options.ctm).write_text("".join(ctm), encoding="utf-8")
+    except (AlignmentError, OSError) as error:
+        return _fail(str(error))
+    if failed and not single:
+        print(f"{failed} of {len(items)} recordings could not be aligned", file=sys.stderr)
+    return FILES_FAILED if failed else OK
+
+
+def _aligner_options(options):
+    from speechbrain_emo.alignment import AlignmentError
+
+    chosen = {}
+    for option in options.option:
+        key, equals, value = option.partition("=")
+        if not (key and equals):
+            raise AlignmentError(f"--option {option!r} is not KEY=VALUE")
+        chosen[key] = {"true": True, "false": False}.get(value.lower(), value)
+    if options.language:
+        chosen["language"] = options.language
+    return chosen
+
+
+def _print_alignment(name, alignment, as_json, single):
+    if as_json:
+        record = alignment.to_dict()
+        print(json.dumps(record["words"] if single else {"id": name, **record}, ensure_ascii=False))
+        return
+    if not single:
+        print(name)
+    print(f"{'start':>9} {'end':>9}  conf.  word")
+    for word in alignment.words:
+        confidence = "    -" if word.confidence is None else f"{word.confidence:5.2f}"
+        print(f"{word.start:9.3f} {word.end:9.3f}  {confidence}  {word.label}")
 
 
 def _table(folders):
