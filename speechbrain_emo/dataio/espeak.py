@@ -7,6 +7,7 @@ forked child that starts the library afresh (about 10 ms): an utterance depends 
 """
 
 import ctypes
+import itertools
 import os
 import pickle
 import re
@@ -415,12 +416,11 @@ class EspeakSynthesizer:
             if library.espeak_SetParameter(parameter, int(value), 0) != 0:
                 raise EspeakError(f"espeak-ng refused the value {value} of its parameter {parameter}")
         parts = []
-        for index, word in enumerate(words):
-            body = escape(word, quote=False)
-            if index in prosody:
-                attributes = " ".join(
-                    f'{key}="{escape(str(value))}"' for key, value in prosody[index].items()
-                )
+        # Neighbours of equal prosody share one element: too many in a clause, and espeak-ng drops words.
+        for own, run in itertools.groupby(range(len(words)), key=prosody.get):
+            body = " ".join(escape(words[index], quote=False) for index in run)
+            if own is not None:
+                attributes = " ".join(f'{key}="{escape(str(value))}"' for key, value in own.items())
                 body = f"<prosody {attributes}>{body}</prosody>"
             parts.append(body)
         payload = ("<speak>" + " ".join(parts) + "</speak>" if prosody else " ".join(words)).encode()
