@@ -66,6 +66,10 @@ def prepare_text(
             {r["id"]: {**{k: v for k, v in r.items() if k != "id"}, "duration": 0.0} for r in part},
         )
     build_tiny_llm(
-        llm_folder, tokenizer_texts(seed=seed, exclude=exclude), vocab_size=vocab_size, seed=seed, **(model or {})
+        llm_folder,
+        tokenizer_texts(seed=seed, exclude=exclude),
+        vocab_size=vocab_size,
+        seed=seed,
+        **(model or {}),
     )
     stamp.write_text(wanted, encoding="utf-8")

@@ -23,7 +23,12 @@ from tqdm import tqdm
 
 from recipes.Demo import demo_prepare as demo
 from speechbrain_emo.dataio.espeak import EspeakSynthesizer
-from speechbrain_emo.dataio.manifest import read_manifest, validate_manifest, write_manifest, write_text_atomically
+from speechbrain_emo.dataio.manifest import (
+    read_manifest,
+    validate_manifest,
+    write_manifest,
+    write_text_atomically,
+)
 
 WORDS_VERSION = 1
 #: Share of three stretches among the sentences of six words and more.
@@ -101,7 +106,11 @@ def _plan(sizes, seed, spoken):
                     "splits; ask for fewer"
                 )
             sentence, _ = demo._sentence(rng)
-            if sentence in seen or len(sentence.split()) < 2 * MIN_WORDS or demo._ngrams(sentence) & forbidden:
+            if (
+                sentence in seen
+                or len(sentence.split()) < 2 * MIN_WORDS
+                or demo._ngrams(sentence) & forbidden
+            ):
                 continue
             seen.add(sentence)
             grams[split] |= demo._ngrams(sentence)
@@ -214,7 +223,9 @@ def _synthesize(records, audio_folder, work_folder, num_processes):
             for part in range(num_processes)
         ]
         try:
-            with tqdm(total=len(missing), desc="synthesis, mixed emotions", unit="utt", mininterval=1.0) as bar:
+            with tqdm(
+                total=len(missing), desc="synthesis, mixed emotions", unit="utt", mininterval=1.0
+            ) as bar:
                 for worker in workers:
                     for _ in worker.stdout:
                         bar.update()
@@ -284,7 +295,9 @@ def validate_words(manifests):
     for first, second in (("test", "train"), ("test", "valid"), ("valid", "train")):
         for name, sets in (("4-grams", grams), ("voices", voices)):
             if shared := sets[first] & sets[second]:
-                faults.append(f"{first} and {second} share {len(shared)} {name}, such as {next(iter(shared))}")
+                faults.append(
+                    f"{first} and {second} share {len(shared)} {name}, such as {next(iter(shared))}"
+                )
     if faults:
         shown = "\n".join(faults[:20])
         raise ValueError(f"the corpus of mixed emotions has {len(faults)} faults:\n{shown}")
@@ -402,4 +415,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 5 and sys.argv[1] == "--worker":
         _worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        raise SystemExit("prepare_demo_words is called by train.py; this program takes --worker JOBS PART PARTS")
+        raise SystemExit(
+            "prepare_demo_words is called by train.py; this program takes --worker JOBS PART PARTS"
+        )
