@@ -187,7 +187,7 @@ def render_mixed(record, synthesizer):
 def _worker(job_file, part, parts):
     """Synthesise every ``parts``-th record, print its key when it is done."""
     jobs = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    synthesizer = EspeakSynthesizer(variants=demo._relative_voices())
+    synthesizer = EspeakSynthesizer()
     for key in list(jobs["records"])[part::parts]:
         samples, words = render_mixed(jobs["records"][key], synthesizer)
         path = Path(jobs["audio_folder"]) / key.split("_")[1] / f"{key}.wav"

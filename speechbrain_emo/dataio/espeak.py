@@ -3,7 +3,7 @@
 espeak-ng keeps its state in C globals that nothing resets: phases of noise, flutter and echo run on from one
 utterance to the next, so the same call gives other samples and slightly other durations later in a process.
 Neither a seed nor starting the library again helps. :class:`EspeakSynthesizer` therefore runs every utterance in a
-forked child of a process whose library has started but never spoken: an utterance depends on its arguments only.
+forked child that starts the library afresh (about 10 ms): an utterance depends on its arguments only.
 """
 
 import ctypes
@@ -11,12 +11,10 @@ import itertools
 import os
 import pickle
 import re
-import tempfile
 import threading
 import traceback
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
@@ -92,7 +90,6 @@ class Synthesis:
 
 _LOCK = threading.RLock()
 _ENGINE = None
-_SPOKEN = False  # whether this process itself has spoken: children would inherit a used state
 
 
 def _library_paths():
@@ -106,63 +103,11 @@ def _library_paths():
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
 
 
-def variant_text(name):
-    """The file of one of espeak-ng's own variants: lines of attributes such as ``formant 1 105 80 150``.
-
-    Arguments
-    ---------
-    name : str
-        For example ``f1``.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    EspeakError
-        If espeak-ng has no such variant.
-
-    Example
-    -------
-    >>> "gender female" in variant_text("f1")
-    True
-    """
-    path = Path(_library_paths()[1]) / "voices" / "!v" / name
-    if not path.is_file():
-        raise EspeakError(f"espeak-ng has no variant {name!r} in {path.parent}")
-    return path.read_text(encoding="utf-8")
-
-
-def _data_with_variants(variants):
-    """A folder like espeak-ng's data with more variants, links to the rest; gone with the returned object."""
-    source = Path(_library_paths()[1])
-    folder = tempfile.TemporaryDirectory(prefix="espeak_")
-    target = Path(folder.name) / source.name
-    variant_folder = target / "voices" / "!v"
-    variant_folder.mkdir(parents=True)
-    for origin, copy in ((source, target), (source / "voices", target / "voices")):
-        for path in origin.iterdir():
-            if not (copy / path.name).exists():
-                (copy / path.name).symlink_to(path)
-    for path in (source / "voices" / "!v").iterdir():
-        (variant_folder / path.name).symlink_to(path)
-    for name, text in variants.items():
-        if (variant_folder / name).exists():
-            raise EspeakError(f"variant {name!r} exists in espeak-ng already: choose another name")
-        (variant_folder / name).write_text(text, encoding="utf-8")
-    return folder
-
-
 class _Engine:
     """The loaded library. One a process, since espeak-ng's state is global."""
 
-    def __init__(self, variants):
+    def __init__(self):
         library, data = _library_paths()
-        self.variants = dict(variants)
-        self.folder = _data_with_variants(self.variants) if self.variants else None
-        if self.folder:
-            data = os.path.join(self.folder.name, os.path.basename(data))
         self.library = ctypes.CDLL(str(library))
         self.libc = ctypes.CDLL(None)
         self.library.espeak_Initialize.argtypes = [
@@ -217,16 +162,11 @@ class _Engine:
         return 0
 
 
-def _engine(variants):
+def _engine():
     global _ENGINE
     with _LOCK:
         if _ENGINE is None:
-            _ENGINE = _Engine(variants)
-        elif _ENGINE.variants != variants:
-            raise EspeakError(
-                "this process has started espeak-ng with other variants, and its data folder is fixed then: "
-                "use the same variants everywhere, or another process"
-            )
+            _ENGINE = _Engine()
         return _ENGINE
 
 
@@ -291,10 +231,7 @@ class EspeakSynthesizer:
         Extra gap between words, in units of 10 ms at the voice's default rate.
     isolated : bool
         Run each utterance in a forked child, which makes it a function of its arguments. Without it an
-        utterance takes less time and depends on what the process synthesised before.
-    variants : dict, optional
-        Name -> text of more variants (:func:`variant_text` shows the form); ``en-us+<name>`` speaks with one.
-        The same for every synthesizer of a process.
+        utterance takes 2 ms instead of 10 and depends on what the process synthesised before.
 
     Raises
     ------
@@ -309,12 +246,11 @@ class EspeakSynthesizer:
     (['hello', 'world'], dtype('float32'))
     """
 
-    def __init__(self, pause=0, isolated=True, variants=None):
+    def __init__(self, pause=0, isolated=True):
         if isolated and not hasattr(os, "fork"):
             raise EspeakError("isolated is True, which needs a system with fork; use isolated=False")
         self.pause = int(pause)
         self.isolated = bool(isolated)
-        self.variants = dict(variants or {})
         _library_paths()
 
     def __call__(
@@ -405,8 +341,9 @@ class EspeakSynthesizer:
     def _run(self, task, arguments):
         return self._in_child(task, arguments) if self.isolated else task(*arguments)
 
-    def _set_voice(self, voice):
-        if _engine(self.variants).library.espeak_SetVoiceByName(voice.encode()) != 0:
+    @staticmethod
+    def _set_voice(voice):
+        if _engine().library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise EspeakError(
                 f"voice {voice!r} is unknown to espeak-ng; use a language (en-us, en-gb, de), with +variant "
                 "for another timbre (en-us+f3)"
@@ -418,20 +355,18 @@ class EspeakSynthesizer:
         translated = []
         while pointer.value:
             # Bits 8 to 23 of the mode are the character between phonemes.
-            library = _engine(self.variants).library
-            clause = library.espeak_TextToPhonemes(ctypes.byref(pointer), _UTF8, ord("\t") << 8)
+            clause = _engine().library.espeak_TextToPhonemes(ctypes.byref(pointer), _UTF8, ord("\t") << 8)
             translated += [
                 phone_label(mnemonic) for mnemonic in re.split(r"[\t ]+", (clause or b"").decode())
             ]
         return tuple(label for label in translated if label != PAUSE)
 
     def _in_child(self, task, arguments):
-        if _SPOKEN:
+        if _ENGINE is not None:
             raise EspeakError(
                 "this process has used espeak-ng with isolated=False: its state would reach the child; use "
                 "isolated=True from the start, or another process"
             )
-        _engine(self.variants)  # started once; the children inherit it unused
         read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
@@ -464,9 +399,7 @@ class EspeakSynthesizer:
         return value
 
     def _synthesize(self, words, voice, rate, pitch, pitch_range, prosody, split_joined=False):
-        global _SPOKEN
-        engine = _engine(self.variants)
-        _SPOKEN = True
+        engine = _engine()
         library = engine.library
         # espeak-ng seeds its noise (voices with breath have some) with the time of its start, and uses the C
         # library's generator beside it.
@@ -503,9 +436,7 @@ class EspeakSynthesizer:
         starts = [sample for kind, sample, _, _ in events if kind == _EVENT_WORD]
         if split_joined:
             # What follows synthesises words alone, and so overwrites the engine's blocks and events.
-            intervals, phones = self._intervals(
-                [""] * len(starts), events, samples.shape[0], engine.sample_rate
-            )
+            intervals, phones = self._intervals([""] * len(starts), events, samples.shape[0])
             positions = [position for kind, _, _, position in events if kind == _EVENT_WORD]
             groups = _word_groups(words, positions)
             spoken = []
@@ -518,9 +449,7 @@ class EspeakSynthesizer:
                 f"espeak-ng reports {len(starts)} words in {' '.join(words)!r}, which has {len(words)}: it "
                 "spells out or joins some of them; choose other words"
             )
-        return Synthesis(
-            samples, engine.sample_rate, *self._intervals(words, events, samples.shape[0], engine.sample_rate)
-        )
+        return Synthesis(samples, engine.sample_rate, *self._intervals(words, events, samples.shape[0]))
 
     def _split(self, words, group, phones, voice, rate):
         """Intervals of words that are said in one."""
@@ -547,8 +476,8 @@ class EspeakSynthesizer:
         return [Interval(word, start, end) for word, start, end in zip(words, times, times[1:])]
 
     @staticmethod
-    def _intervals(words, events, num_samples, sample_rate):
-        seconds = 1.0 / sample_rate
+    def _intervals(words, events, num_samples):
+        seconds = 1.0 / _engine().sample_rate
         marks = [
             (kind, min(sample, num_samples), label)
             for kind, sample, label, _ in events
