@@ -427,7 +427,8 @@ class WordEmotionExperiment:
         files = self.hparams["manifests"][split]
         records = {}
         for path in [files] if isinstance(files, str) else files:
-            part = read_manifest(path, {"data_root": self.hparams.get("data_folder")})
+            roots = self.hparams.get("data_roots") or {"data_root": self.hparams.get("data_folder")}
+            part = read_manifest(path, roots)
             twice = sorted(set(part) & set(records))
             if twice:
                 raise ManifestError(
@@ -574,7 +575,12 @@ class WordEmotionExperiment:
             raise ManifestError(
                 "no utterance of the test part has labels of all its words: nothing can be scored"
             )
-        metrics = {"test.word.labelled_utterances": len(labelled), "test.word.temperature": self.temperature}
+        own = any("emotion" in row for key in labelled for row in self.records["test"][key]["words"])
+        metrics = {
+            "test.word.reference": "word labels" if own else "sentence labels",
+            "test.word.labelled_utterances": len(labelled),
+            "test.word.temperature": self.temperature,
+        }
         conditions = {"annotator": {line["id"]: [w["predicted"] for w in line["words"]] for line in lines}}
         conditions.update(self._baselines(valid, test, metrics))
         for name, said in conditions.items():
@@ -594,7 +600,7 @@ class WordEmotionExperiment:
             self.write_results(metrics)
             self.pictures(metrics)
             print(results.format_table(word_rows(metrics), style="plain"))
-            print(f"Results and pictures: {self.output_folder}")
+            print(f"Reference: {metrics['test.word.reference']}. Results and pictures: {self.output_folder}")
         return metrics
 
     def _dimension_scores(self, test, labelled):
