@@ -185,23 +185,26 @@ def run_experiment(hparams_file, run_opts, overrides, command=""):
         hparams = _load(hparams_file, _with(overrides, fold=str(folds[0])))
         run_on_main(hparams["pool"], kwargs={"hparams": hparams, "folds": [str(f) for f in folds]})
         return
-    if not plain.get("dry_run"):
-        for required in plain.get("requires") or ():
-            needed = dict(required)
-            file = pathlib.Path(hparams_file).parent / needed.pop("file")
-            out = io.StringIO()
-            YAML(typ="rt", pure=True).dump(needed.get("overrides") or {}, out)
-            run_experiment(str(file), run_opts, out.getvalue() if needed.get("overrides") else "", command)
-    hparams = _load(hparams_file, overrides)
-    hparams["command"] = command
-    if hparams.get("dry_run"):
-        print(estimate(hparams))
+    if plain.get("dry_run"):
+        print(estimate({**_load(hparams_file, overrides), "command": command}))
         return
+    hparams = _load(hparams_file, overrides)
+    # Before what is required, which may train for long: a wrong data_folder is told at once.
+    if hparams.get("prepare") is not None:
+        run_on_main(hparams["prepare"])
+    for required in plain.get("requires") or ():
+        needed = dict(required)
+        file = pathlib.Path(hparams_file).parent / needed.pop("file")
+        out = io.StringIO()
+        YAML(typ="rt", pure=True).dump(needed.get("overrides") or {}, out)
+        run_experiment(str(file), run_opts, out.getvalue() if needed.get("overrides") else "", command)
+    if plain.get("requires"):
+        # Loading sets the seed; what was required has drawn from the generators.
+        hparams = _load(hparams_file, overrides)
+    hparams["command"] = command
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"], hyperparams_to_save=hparams_file, overrides=overrides
     )
-    if hparams.get("prepare") is not None:
-        run_on_main(hparams["prepare"])
     hparams["run"](hparams=hparams, run_opts=run_opts)
 
 

@@ -3,7 +3,7 @@
 espeak-ng keeps its state in C globals that nothing resets: phases of noise, flutter and echo run on from one
 utterance to the next, so the same call gives other samples and slightly other durations later in a process.
 Neither a seed nor starting the library again helps. :class:`EspeakSynthesizer` therefore runs every utterance in a
-forked child that starts the library afresh (about 10 ms): an utterance depends on its arguments only.
+forked child of a process whose library has started but never spoken: an utterance depends on its arguments only.
 """
 
 import ctypes
@@ -90,6 +90,7 @@ class Synthesis:
 
 _LOCK = threading.RLock()
 _ENGINE = None
+_SPOKEN = False  # whether this process itself has spoken: children would inherit a used state
 
 
 def _library_paths():
@@ -231,7 +232,7 @@ class EspeakSynthesizer:
         Extra gap between words, in units of 10 ms at the voice's default rate.
     isolated : bool
         Run each utterance in a forked child, which makes it a function of its arguments. Without it an
-        utterance takes 2 ms instead of 10 and depends on what the process synthesised before.
+        utterance takes less time and depends on what the process synthesised before.
 
     Raises
     ------
@@ -362,11 +363,12 @@ class EspeakSynthesizer:
         return tuple(label for label in translated if label != PAUSE)
 
     def _in_child(self, task, arguments):
-        if _ENGINE is not None:
+        if _SPOKEN:
             raise EspeakError(
                 "this process has used espeak-ng with isolated=False: its state would reach the child; use "
                 "isolated=True from the start, or another process"
             )
+        _engine()  # started once; the children inherit it unused
         read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
@@ -399,7 +401,9 @@ class EspeakSynthesizer:
         return value
 
     def _synthesize(self, words, voice, rate, pitch, pitch_range, prosody, split_joined=False):
+        global _SPOKEN
         engine = _engine()
+        _SPOKEN = True
         library = engine.library
         # espeak-ng seeds its noise (voices with breath have some) with the time of its start, and uses the C
         # library's generator beside it.
@@ -436,7 +440,9 @@ class EspeakSynthesizer:
         starts = [sample for kind, sample, _, _ in events if kind == _EVENT_WORD]
         if split_joined:
             # What follows synthesises words alone, and so overwrites the engine's blocks and events.
-            intervals, phones = self._intervals([""] * len(starts), events, samples.shape[0])
+            intervals, phones = self._intervals(
+                [""] * len(starts), events, samples.shape[0], engine.sample_rate
+            )
             positions = [position for kind, _, _, position in events if kind == _EVENT_WORD]
             groups = _word_groups(words, positions)
             spoken = []
@@ -449,7 +455,9 @@ class EspeakSynthesizer:
                 f"espeak-ng reports {len(starts)} words in {' '.join(words)!r}, which has {len(words)}: it "
                 "spells out or joins some of them; choose other words"
             )
-        return Synthesis(samples, engine.sample_rate, *self._intervals(words, events, samples.shape[0]))
+        return Synthesis(
+            samples, engine.sample_rate, *self._intervals(words, events, samples.shape[0], engine.sample_rate)
+        )
 
     def _split(self, words, group, phones, voice, rate):
         """Intervals of words that are said in one."""
@@ -476,8 +484,8 @@ class EspeakSynthesizer:
         return [Interval(word, start, end) for word, start, end in zip(words, times, times[1:])]
 
     @staticmethod
-    def _intervals(words, events, num_samples):
-        seconds = 1.0 / _engine().sample_rate
+    def _intervals(words, events, num_samples, sample_rate):
+        seconds = 1.0 / sample_rate
         marks = [
             (kind, min(sample, num_samples), label)
             for kind, sample, label, _ in events

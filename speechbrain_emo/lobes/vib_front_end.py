@@ -47,6 +47,33 @@ class FrontEndOutput:
     latents: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+def utterance_statistics(values, mask):
+    """Mean and deviation of each dimension over the valid frames of an utterance.
+
+    Arguments
+    ---------
+    values : torch.Tensor
+        Float, shape (N, T, Z). Padding may hold any finite value.
+    mask : torch.Tensor
+        Bool, shape (N, T), at least one True in a row.
+
+    Returns
+    -------
+    torch.Tensor
+        Float, shape (N, 2 Z): means, then square roots of the biased variance plus 1e-5.
+
+    Example
+    -------
+    >>> utterance_statistics(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
+    tensor([[2., 1.]])
+    """
+    weight = mask[..., None].to(values.dtype)
+    count = weight.sum(1)
+    mean = (values * weight).sum(1) / count
+    variance = ((values - mean[:, None]).square() * weight).sum(1) / count
+    return torch.cat((mean, (variance + 1e-5).sqrt()), -1)
+
+
 class VIBBranch(nn.Module):
     """One branch: optional layer mix, optional encoder, stacker and adapter.
 
@@ -60,6 +87,8 @@ class VIBBranch(nn.Module):
         Down-sampling.
     adapter : SlotAdapter
         Projection to the language model.
+    statistics_adapter : SlotAdapter, optional
+        Projection of mean and deviation of the latent over the utterance to one more slot position, the first.
 
     Example
     -------
@@ -69,12 +98,13 @@ class VIBBranch(nn.Module):
     (torch.Size([1, 2, 6]), [2])
     """
 
-    def __init__(self, layer_mix, bottleneck, stacker, adapter):
+    def __init__(self, layer_mix, bottleneck, stacker, adapter, statistics_adapter=None):
         super().__init__()
         self.layer_mix = layer_mix
         self.bottleneck = bottleneck
         self.stacker = stacker
         self.adapter = adapter
+        self.statistics_adapter = statistics_adapter
 
     @property
     def samples(self):
@@ -109,6 +139,9 @@ class VIBBranch(nn.Module):
             z, mu, log_var = latents.z, latents.mu, latents.log_var
         stacks, lengths = self.stacker(z, num_frames)
         slots = self.adapter(stacks)
+        if self.statistics_adapter is not None:
+            first = self.statistics_adapter(utterance_statistics(z, mask))
+            slots, lengths = torch.cat((first[:, None], slots), 1), lengths + 1
         slots = slots.masked_fill(~frame_mask(lengths, slots.shape[1])[..., None], 0.0)
         return slots, lengths, (mu, log_var)
 
@@ -145,6 +178,10 @@ class VIBFrontEnd(nn.Module):
         False gives the ablation z = mu without noise and KL (and without the variance layer).
     output_scale : float
         Initial root mean square of an entry of the slots, see ``SlotAdapter``.
+    statistics : bool
+        Whether each branch has one more position before the others, made of mean and deviation of its latent
+        over the utterance. Beyond the paper: with few utterances to learn from, what holds for the whole
+        utterance need not be found by attention over frames.
     fill : str
         Filling of an incomplete last stack: "zero" or "edge".
     normalize_layers : bool
@@ -183,6 +220,7 @@ class VIBFrontEnd(nn.Module):
         adapter_size=1024,
         bottleneck=True,
         output_scale=0.02,
+        statistics=False,
         fill="zero",
         normalize_layers=False,
         initial_log_var=-2.0,
@@ -205,6 +243,7 @@ class VIBFrontEnd(nn.Module):
         self.input_size = input_size
         self.llm_size = llm_size
         self.layer_weights = layer_weights
+        self.statistics = bool(statistics)
         self.layer_mix = LayerMix(num_layers, normalize_layers) if layer_weights == "shared" else None
         self.stacker = FrameStacker(stack, fill)
         self.branches = nn.ModuleDict()
@@ -225,6 +264,9 @@ class VIBFrontEnd(nn.Module):
                 bottleneck=encoder,
                 stacker=FrameStacker(stack, fill),
                 adapter=SlotAdapter(stack * size, adapter_size, llm_size, output_scale),
+                statistics_adapter=SlotAdapter(2 * size, adapter_size, llm_size, output_scale)
+                if statistics
+                else None,
             )
 
     def num_positions(self, kind, num_frames):
@@ -240,7 +282,7 @@ class VIBFrontEnd(nn.Module):
         Returns
         -------
         int
-            ceil(num_frames / stack).
+            ceil(num_frames / stack), one more with ``statistics``.
 
         Raises
         ------
@@ -249,7 +291,7 @@ class VIBFrontEnd(nn.Module):
         """
         if kind not in self.slot_kinds:
             raise KeyError(f"VIBFrontEnd: no slot kind {kind!r}; it has {list(self.slot_kinds)}")
-        return self.stacker.num_positions(num_frames)
+        return self.stacker.num_positions(num_frames) + int(self.statistics)
 
     def trainable_groups(self):
         """Modules that a phase can train, by name.

@@ -169,6 +169,21 @@ class _WordBlock(nn.Module):
         return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
+def _part_sizes(lengths):
+    """Sizes of runs of rising lengths in which the longest is at most 1.4 times the shortest, or 4 frames longer.
+
+    >>> _part_sizes([1, 2, 4, 10, 12, 40])
+    [3, 2, 1]
+    """
+    sizes, first = [], None
+    for length in lengths:
+        if first is None or length > max(1.4 * first, first + 4):
+            sizes.append(0)
+            first = length
+        sizes[-1] += 1
+    return sizes
+
+
 class WordEmotionModel(nn.Module):
     """Emotion and dimensions of every word from the frames that it covers.
 
@@ -251,6 +266,16 @@ class WordEmotionModel(nn.Module):
             return {"words": torch.ones(1)}
         return {"words": self.layer_logits.detach().float().softmax(0).cpu()}
 
+    def _pool(self, mixed, audio, start, length, last):
+        """Mean (W, D) over the frames of each word after the blocks; only frames of words are read."""
+        steps = torch.arange(int(length.max()), device=mixed.device)
+        padding = steps[None, :] >= length[:, None]
+        frames = torch.minimum(start[:, None] + steps[None, :], last[:, None])
+        x = self.projection(mixed[audio[:, None], frames])
+        for block in self.blocks:
+            x = block(x, padding)
+        return x.masked_fill(padding[:, :, None], 0.0).sum(1) / length[:, None].to(x.dtype)
+
     def forward(self, features, num_frames, words):
         """Emotion of each word.
 
@@ -289,19 +314,18 @@ class WordEmotionModel(nn.Module):
         start = torch.minimum(words.start.clamp_min(0), last)
         stop = torch.maximum(torch.minimum(words.stop, last + 1), start + 1)
         length = stop - start
-        steps = torch.arange(int(length.max()), device=features.device)
-        padding = steps[None, :] >= length[:, None]
-        frames = torch.minimum(start[:, None] + steps[None, :], last[:, None])
-        # Only the words' frames are mixed: other frames may be padding with any content.
-        x = features[words.audio[:, None], frames].to(self.label_head.weight.dtype)
+        mixed = features.to(self.label_head.weight.dtype)
         if self.layer_logits is None:
-            x = x[:, :, 0]
+            mixed = mixed[:, :, 0]
         else:
-            x = torch.einsum("wmld,l->wmd", x, self.layer_logits.softmax(0))
-        x = self.projection(x)
-        for block in self.blocks:
-            x = block(x, padding)
-        pooled = x.masked_fill(padding[:, :, None], 0.0).sum(1) / length[:, None].to(x.dtype)
+            mixed = torch.einsum("ntld,l->ntd", mixed, self.layer_logits.softmax(0))
+        # Words of like length together: most of a batch padded to its longest word would be padding.
+        order = length.argsort(stable=True)
+        pooled = [
+            self._pool(mixed, words.audio[part], start[part], length[part], last[part])
+            for part in order.split(_part_sizes(length[order].tolist()))
+        ]
+        pooled = torch.cat(pooled)[order.argsort(stable=True)]
         return WordEmotionOutput(self.label_head(pooled), self.dimension_head(pooled).sigmoid())
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from .segments import AnswerField, Example, Slot, Turn
 
 TRANSCRIPT = "transcript"
+HEARD = "heard"  # of a record without audio: text in place of its speech that is not simply the transcript
 EMOTION = "emotion"
 _MARKER = re.compile(r"\{(\w+)\}")
 
@@ -301,7 +302,8 @@ class InstructionTask:
         return Example(record["id"], self.name, turns, self.format.fields_of(record, self.answer))
 
     def slot_text(self, record, kind, rng=None):
-        """The text that stands in for a slot: the transcript for ``content``, else a caption of the style.
+        """The text that stands in for a slot: for ``content`` what the record says was ``heard``, or its transcript;
+        else a caption of the style.
 
         Raises
         ------
@@ -313,7 +315,7 @@ class InstructionTask:
                 raise ValueError(
                     f"record {record['id']!r} has no transcript to stand in for its content slot"
                 )
-            return " " + record[TRANSCRIPT]
+            return " " + (record.get(HEARD) or record[TRANSCRIPT])
         if not self.captions:
             raise ValueError(f"task {self.name!r} has no captions to stand in for its slot {kind!r}")
         template = self.captions[rng.randrange(len(self.captions)) if rng else 0]

@@ -95,10 +95,17 @@ def test_killed_run_ends_with_the_same_weights(experiment, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two_processes(experiment, tmp_path_factory):
-    """The same experiment on two gloo processes."""
+def one_and_two_processes(experiment, tmp_path_factory):
+    """Folders of one experiment, 21 optimiser steps in each phase, run by one process and by two (gloo)."""
     _, overlay, _ = experiment
-    output = tmp_path_factory.mktemp("ddp") / "run"
+    folder = tmp_path_factory.mktemp("ddp")
+    longer = yaml.safe_load(Path(overlay).read_text())
+    longer.update(cycles=1, ckpt_interval_minutes=10, ckpt_interval_steps=0, validate_every=7)
+    for phase in longer["phases"]:
+        phase["epochs"] = 7
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(longer))
+    arguments = toy.command(folder / "overlay.yaml")
+    toy.run(folder / "overlay.yaml", f"--output_folder={folder / 'one'}")
     done = subprocess.run(
         [
             sys.executable,
@@ -106,7 +113,8 @@ def two_processes(experiment, tmp_path_factory):
             "torch.distributed.run",
             "--standalone",
             "--nproc_per_node=2",
-            *toy.command(overlay, f"--output_folder={output}"),
+            *arguments,
+            f"--output_folder={folder / 'two'}",
             "--distributed_backend=gloo",
         ],
         cwd=toy.REPOSITORY,
@@ -116,21 +124,20 @@ def two_processes(experiment, tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return output
+    return folder / "one", folder / "two"
 
 
-def test_two_processes_train_like_one(experiment, two_processes):
-    """6 optimiser steps in each of 4 passes, 24 in all; the checkpoints of every phase are compared."""
-    folder, _, _ = experiment
+def test_two_processes_train_like_one(one_and_two_processes):
+    """21 optimiser steps in each phase; the checkpoint at the end of every phase is compared."""
     by_phase = []
-    for save in (folder / "run" / "save", two_processes / "save"):
+    for folder in one_and_two_processes:
         found = {}
-        for path in save.glob("CKPT+*"):
+        for path in (folder / "save").glob("CKPT+*"):
             meta = yaml.safe_load((path / "CKPT.yaml").read_text())
-            found[(meta["phase"], meta["end-of-epoch"], round(meta["loss"], 3))] = weights(path)
+            if meta["end-of-epoch"]:
+                found[meta["phase"]] = weights(path)
         by_phase.append(found)
-    assert by_phase[0].keys() == by_phase[1].keys()
-    assert {k[0] for k in by_phase[0]} == {"1.asr", "1.joint", "2.asr", "2.joint"}
+    assert by_phase[0].keys() == by_phase[1].keys() == {"1.asr", "1.joint"}
     largest = 0.0
     for key, expected in by_phase[0].items():
         for name, value in expected.items():
@@ -138,11 +145,10 @@ def test_two_processes_train_like_one(experiment, two_processes):
     assert largest < 1e-5
 
 
-def test_two_processes_evaluate_like_one(experiment, two_processes):
-    folder, _, _ = experiment
+def test_two_processes_evaluate_like_one(one_and_two_processes):
     one, two = (
         [json.loads(x) for x in (p / "predictions.jsonl").read_text().splitlines()]
-        for p in (folder / "run", two_processes)
+        for p in one_and_two_processes
     )
     assert [x["id"] for x in one] == [x["id"] for x in two]
     assert len({x["id"] for x in two}) == 8

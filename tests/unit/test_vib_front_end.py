@@ -239,3 +239,21 @@ def test_bad_input_is_named(batch):
         front_end(features, torch.tensor([24, 1, 1, 1]))
     with pytest.raises(KeyError, match="emotion"):
         front_end.num_positions("emotion", 5)
+
+
+def test_statistics_position_is_mean_and_deviation_of_the_latent_alone_and_in_a_batch(batch):
+    features, num_frames = batch
+    front_end = make(statistics=True).eval()
+    output = front_end(features, num_frames)
+    for name in front_end.slot_kinds:
+        branch = front_end.branches[name]
+        for n, count in enumerate(num_frames.tolist()):
+            z = output.latents[name][n, :count]
+            deviation = (z.var(0, unbiased=False) + 1e-5).sqrt()
+            expected = branch.statistics_adapter(torch.cat((z.mean(0), deviation)))
+            torch.testing.assert_close(output.slots[name][n, 0], expected, atol=1e-5, rtol=1e-4)
+            assert output.slot_lengths[name][n] == front_end.num_positions(name, count) == -(-count // 5) + 1
+            alone = front_end(features[n : n + 1, :count], num_frames[n : n + 1])
+            torch.testing.assert_close(
+                alone.slots[name][0], output.slots[name][n, : -(-count // 5) + 1], atol=1e-6, rtol=1e-5
+            )
