@@ -36,15 +36,7 @@ from speechbrain_emo.prompts.packer import Packer
 logger = logging.getLogger(__name__)
 
 # What was typed, what had to be there first, and what is done with several folds do not change a run's result.
-NOT_SETTINGS = (
-    "command",
-    "requires",
-    "folds",
-    "opensmile",
-    "opensmile_cache",
-    "corpus_hours",
-    "num_train_records",
-)
+NOT_SETTINGS = ("command", "requires", "folds", "opensmile", "opensmile_cache", "corpus_hours", "num_train_records")
 
 
 class SpeechLLMExperiment:
