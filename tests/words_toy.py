@@ -100,3 +100,33 @@ def overlay(folder, **changes):
     path = folder / "overlay.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def build_annotator(folder, labels=("ang", "hap", "neu", "sad"), supervision="weak", seed=3, **settings):
+    """An exported annotator with random weights over a small encoder; returns its folder."""
+    import functools
+
+    import torch
+
+    from speechbrain_emo.inference.export import export_annotator
+    from speechbrain_emo.lobes.speech_encoder import SpeechEncoder
+    from speechbrain_emo.lobes.word_emotion import WordEmotionModel
+
+    folder = Path(folder)
+    if not (folder / "encoder").is_dir():
+        build_encoder(folder / "encoder")
+    factories = {
+        "encoder": functools.partial(SpeechEncoder, source=str(folder / "encoder")),
+        "annotator": functools.partial(WordEmotionModel, num_heads=2, ffn_size=32),
+    }
+    encoder = factories["encoder"]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = factories["annotator"](
+            num_labels=len(labels), input_size=encoder.hidden_size, num_encoder_layers=encoder.num_layers
+        ).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    values = {"labels": list(labels), "supervision": supervision, **settings}
+    return export_annotator(folder / "run" / "model", encoder, model, factories, values)

@@ -1,6 +1,11 @@
 """The word annotator from YAML to annotation: it learns words from sentence labels, and resumes exactly."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +129,50 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, monkeypatch
         for f in folders.values()
     ]
     assert logs[0] == logs[1] and [x["epoch"] for x in logs[0]] == [1, 2, 3, 4]
+
+
+def test_a_killed_process_and_two_workers_end_with_the_same_file(trained, tmp_path):
+    """SIGKILL while lines are being written, and another number of processes when it goes on."""
+    model, records = trained / "run", {}
+    for key, record in json.loads((trained / "mixed_test.json").read_text()).items():
+        record["wav"] = record["wav"].replace("{data_root}", str(trained))
+        records.update({f"{key}_{i}": record for i in range(4)})
+    manifest = tmp_path / "m.json"
+    manifest.write_text(json.dumps(records))
+    command = [
+        sys.executable,
+        "-m",
+        "speechbrain_emo",
+        "annotate",
+        "--manifest",
+        str(manifest),
+        "--model",
+        str(model),
+    ]
+    command += ["--aligner", "manifest", "--output"]
+    killed = subprocess.Popen(
+        [*command, str(tmp_path / "killed.jsonl")],
+        cwd=toy.REPOSITORY,
+        env=toy.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        # It is stopped once it writes; if the machine is slow it may even be done.
+        while killed.poll() is None:
+            output = tmp_path / "killed.jsonl"
+            if output.is_file() and output.stat().st_size > 3000:
+                break
+            time.sleep(0.01)
+    finally:
+        if killed.poll() is None:
+            os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+    whole = annotate_corpus(model, records, tmp_path / "whole.jsonl", MANIFEST, progress=False)
+    done = annotate_corpus(model, records, tmp_path / "killed.jsonl", MANIFEST, num_workers=2, progress=False)
+    assert done.output.read_bytes() == whole.output.read_bytes()
+    assert done.rejected_file.read_bytes() == whole.rejected_file.read_bytes()
 
 
 def test_nine_classes_and_word_labels_from_the_yaml(trained, tmp_path):

@@ -23,8 +23,8 @@ pytest.importorskip("espeakng_loader", reason="pip install 'speechbrain_emo[demo
 def corpus(tmp_path_factory):
     """A small embedded corpus and the mixed utterances beside it."""
     folder = tmp_path_factory.mktemp("demo")
-    demo.prepare_demo(folder, folder / "manifests", 24, 8, 8, num_processes=1)
-    sizes = {"num_single": 16, "num_train": 8, "num_valid": 4, "num_test": 6, "num_processes": 1}
+    demo.prepare_demo(folder, folder / "manifests", 56, 8, 8, num_processes=1)
+    sizes = {"num_single": 16, "num_train": 5, "num_valid": 2, "num_test": 3, "num_processes": 1}
     report = prepare_demo_words(folder, folder / "manifests", folder / "words_manifests", **sizes)
     return folder, sizes, report
 
