@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 __all__ = [
     "plot_confusion_matrix",
+    "plot_group_means",
     "plot_latent_maps",
     "plot_layer_weights",
     "plot_training_curves",
@@ -405,6 +406,55 @@ def _describe(score):
         return f"no probe: {score.reason}"
     text = f"probe {score.accuracy:.2f} (most frequent {score.chance:.2f})"
     return text if score.silhouette is None else f"{text}, silhouette {score.silhouette:+.2f}"
+
+
+def plot_group_means(groups, path, title, label):
+    """A mean with its interval for each group.
+
+    Arguments
+    ---------
+    groups : dict
+        Name -> (mean, low, high).
+    path : str or Path
+        PNG file to write.
+    title, label : str
+        Of the picture and of the vertical axis.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is no group or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> plot_group_means({"sad": (0.3, 0.2, 0.4)}, tempfile.mkdtemp() + "/means.png", "Arousal", "mean").name
+    'means.png'
+    """
+    if not groups:
+        raise ValueError("there is no group to draw")
+    figure = _figure(max(5.0, 1.5 + 0.9 * len(groups)), 3.8)
+    axes = figure.add_subplot()
+    for i, (mean, low, high) in enumerate(groups.values()):
+        axes.errorbar(
+            i,
+            mean,
+            yerr=[[max(mean - low, 0)], [max(high - mean, 0)]],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=7,
+            capsize=4,
+        )
+    axes.set_xticks(range(len(groups)), [str(name) for name in groups], rotation=20)
+    axes.set_ylabel(label)
+    axes.set_title(title, fontsize=11)
+    axes.grid(axis="y", alpha=0.25)
+    return _save(figure, path)
 
 
 def plot_word_emotions(samples, sample_rate, words, labels, path, title=""):

@@ -293,3 +293,12 @@ def test_the_public_rebuild_s_manifests_read_and_write_back(shared_data):
             assert markup.parse(markup.write(marked)) == marked
             count += 1
     assert count > 500
+
+
+def test_the_documentation_s_examples_run(repository):
+    import doctest
+
+    results = doctest.testfile(
+        str(repository / "docs" / "word_emotion.md"), module_relative=False, optionflags=doctest.ELLIPSIS
+    )
+    assert results.attempted >= 6 and results.failed == 0
