@@ -268,7 +268,9 @@ def test_label_times_are_starts(shared_data):
         wave, rate = soundfile.read(folder / "wav" / f"{path.stem}.wav")
         if times and times[0][0] > 0.02:
             bounds = [(0, times[0][0]), (times[-2][0], times[-1][0]), (times[-1][0], len(wave) / rate)]
-            levels.append([10 * np.log10(np.mean(wave[int(a * rate) : int(b * rate)] ** 2)) for a, b in bounds])
+            levels.append(
+                [10 * np.log10(np.mean(wave[int(a * rate) : int(b * rate)] ** 2)) for a, b in bounds]
+            )
     before, last, behind = np.median(levels, axis=0)
     assert len(levels) > 40 and last - before > 15 and last - behind > 15
     crossings = {"from": [], "up to": []}
