@@ -25,6 +25,7 @@ DISTRIBUTION = "speechbrain_emo"
 PURPOSES = {
     "espeakng-loader": "the demo corpus and true word times",
     "pocketsphinx": "forced alignment without conda",
+    "num2words": "numbers in texts that are aligned",
     "praatio": "TextGrid files",
     "funasr": "emotion2vec features",
     "jiwer": "WER against a reference implementation",

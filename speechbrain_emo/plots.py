@@ -1,4 +1,4 @@
-"""Pictures of a run: confusion matrix, layer weights, training curves, maps of the latents.
+"""Pictures of a run (confusion matrix, layer weights, training curves, maps of the latents) and of a recording.
 
 Colours are those of M. Okabe and K. Ito 2008, "Color Universal Design", and ``viridis``/``Blues``, which
 readers with colour-vision deficiencies can tell apart; markers differ as well where classes are shown.
@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 __all__ = [
     "plot_confusion_matrix",
+    "plot_group_means",
     "plot_latent_maps",
     "plot_layer_weights",
     "plot_training_curves",
+    "plot_word_emotions",
 ]
 
 # Okabe-Ito without yellow, which is faint on white; then, for many kinds, some of Paul Tol's "muted" scheme.
@@ -403,3 +406,148 @@ def _describe(score):
         return f"no probe: {score.reason}"
     text = f"probe {score.accuracy:.2f} (most frequent {score.chance:.2f})"
     return text if score.silhouette is None else f"{text}, silhouette {score.silhouette:+.2f}"
+
+
+def plot_group_means(groups, path, title, label):
+    """A mean with its interval for each group.
+
+    Arguments
+    ---------
+    groups : dict
+        Name -> (mean, low, high).
+    path : str or Path
+        PNG file to write.
+    title, label : str
+        Of the picture and of the vertical axis.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is no group or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> plot_group_means({"sad": (0.3, 0.2, 0.4)}, tempfile.mkdtemp() + "/means.png", "Arousal", "mean").name
+    'means.png'
+    """
+    if not groups:
+        raise ValueError("there is no group to draw")
+    figure = _figure(max(5.0, 1.5 + 0.9 * len(groups)), 3.8)
+    axes = figure.add_subplot()
+    for i, (mean, low, high) in enumerate(groups.values()):
+        axes.errorbar(
+            i,
+            mean,
+            yerr=[[max(mean - low, 0)], [max(high - mean, 0)]],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=7,
+            capsize=4,
+        )
+    axes.set_xticks(range(len(groups)), [str(name) for name in groups], rotation=20)
+    axes.set_ylabel(label)
+    axes.set_title(title, fontsize=11)
+    axes.grid(axis="y", alpha=0.25)
+    return _save(figure, path)
+
+
+def plot_word_emotions(samples, sample_rate, words, labels, path, title=""):
+    """Timeline of a recording: waveform, F0 and the words with their emotions and dimensions.
+
+    Arguments
+    ---------
+    samples : array
+        Float (N,), full scale 1.
+    sample_rate : int
+        Hz.
+    words : sequence of dict
+        ``word``, ``start``, ``end`` (seconds), ``emotion``, ``intensity``, ``confidence``, ``valence``, ``arousal``
+        and ``dominance`` in [0, 1].
+    labels : sequence of str
+        All emotions, in order: their colours.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If a word's emotion is none of the labels, there are no samples, or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> word = {"word": "oh", "start": 0.1, "end": 0.4, "emotion": "sad", "intensity": "low", "confidence": 0.8}
+    >>> word.update(valence=0.2, arousal=0.3, dominance=0.3)
+    >>> tone = 0.1 * np.sin(2 * np.pi * 150 * np.arange(8000) / 16000)
+    >>> plot_word_emotions(tone, 16000, [word], ["hap", "sad"], tempfile.mkdtemp() + "/words.png").name
+    'words.png'
+    """
+    import librosa
+
+    samples = np.asarray(samples, dtype=np.float32).reshape(-1)
+    labels = [str(label) for label in labels]
+    unknown = sorted({word["emotion"] for word in words} - set(labels))
+    if unknown or not len(samples):
+        raise ValueError(
+            f"{len(samples)} samples, emotions {unknown} not among {labels}: give audio and all labels"
+        )
+    colours = {label: COLOURS[i] if i < MAX_KINDS else "0.5" for i, label in enumerate(labels)}
+    duration = len(samples) / sample_rate
+    figure = _figure(min(max(8.0, 2.2 * duration, 0.75 * len(words)), 40.0), 6.2)
+    axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.0, 2.0, 2.0, 2.0))
+    # One value a drawn column; a minute of samples would be a million points.
+    step = max(1, len(samples) // 6000)
+    blocks = samples[: len(samples) // step * step].reshape(-1, step)
+    times = (np.arange(len(blocks)) + 0.5) * step / sample_rate
+    axes[1].fill_between(times, blocks.min(1), blocks.max(1), color="0.25", linewidth=0)
+    axes[1].set_ylabel("waveform")
+    # Up to 500 Hz, as the descriptors measure it.
+    low = librosa.resample(samples, orig_sr=sample_rate, target_sr=8000) if sample_rate != 8000 else samples
+    low = np.pad(low, (0, max(0, 1024 - len(low))))
+    f0, voiced, _ = librosa.pyin(low, fmin=60, fmax=500, sr=8000, frame_length=512, hop_length=80)
+    f0 = np.where(voiced, f0, np.nan)
+    axes[2].plot(np.arange(len(f0)) * 0.01, f0, ".", color="black", markersize=2.5)
+    axes[2].set_ylabel("F0 (Hz)")
+    for word in words:
+        for axis in axes:
+            axis.axvspan(word["start"], word["end"], color=colours[word["emotion"]], alpha=0.22, linewidth=0)
+        middle = (word["start"] + word["end"]) / 2
+        axes[0].text(middle, 0.72, word["word"], ha="center", va="center", fontsize=9)
+        mark = f"{word['emotion']} {word['intensity']}\n{100 * word['confidence']:.0f} %"
+        axes[0].text(middle, 0.26, mark, ha="center", va="center", fontsize=6.5)
+    axes[0].set_ylim(0, 1)
+    axes[0].set_yticks([])
+    for number, name in enumerate(("arousal", "valence", "dominance")):
+        xs, ys = [], []
+        for word in words:
+            xs += [word["start"], word["end"], word["end"]]
+            ys += [word[name], word[name], np.nan]
+        axes[3].plot(xs, ys, color="black", linestyle=("-", "--", ":")[number], linewidth=2, label=name)
+    axes[3].set_ylim(0, 1)
+    axes[3].set_ylabel("dimensions")
+    axes[3].set_xlabel("time (s)")
+    axes[3].set_xlim(0, duration)
+    handles, names = axes[3].get_legend_handles_labels()
+    for label in labels:
+        if any(word["emotion"] == label for word in words):
+            handles.append(Rectangle((0, 0), 1, 1, color=colours[label], alpha=0.35, linewidth=0))
+            names.append(label)
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False, fontsize=8
+    )
+    if title:
+        axes[0].set_title(title, fontsize=11)
+    return _save(figure, path)

@@ -402,24 +402,34 @@ def _read_perception(path):
 
 
 def _read_words(path, record):
-    """(word intervals or None, message or None) of one syllable label file; its times are interval ENDS."""
+    """(word intervals or None, message or None) of one syllable label file.
+
+    A time is where its label STARTS, whatever xlabel's convention: over the corpus, what lies before the first time
+    and behind the last ('.') is 25 dB below what lies between the last two, and the fricatives of ``lablaut`` are
+    noise from their time on, not up to it (test_label_times_are_starts).
+    """
     if not path.is_file():
         return None, f"no word times: {path.name} is not there"
     lines = [line.split() for line in path.read_bytes().decode("latin-1").split("\n") if line.strip()]
     if not lines:
         return None, f"no word times: {path.name} is empty"
-    syllables, start = [], 0.0
+    marks = []
     for cells in lines:
         try:
-            end, text = float(cells[0]), cells[1]
+            time, label = float(cells[0]), cells[1]
         except (ValueError, IndexError):
             return None, f"no word times: {path.name} has the line {' '.join(cells)[:40]!r}"
-        if end < start:
-            return None, f"no word times: times in {path.name} go back at {end:.3f} s"
-        # '(' is a pause, '.' what follows the last syllable.
-        if any(c.isalpha() for c in text):
-            syllables.append((text, round(start, 4), round(end, 4)))
-        start = end
+        if marks and time < marks[-1][0]:
+            return None, f"no word times: times in {path.name} go back at {time:.3f} s"
+        marks.append((time, label))
+    if any(c.isalpha() for c in marks[-1][1]):
+        return None, f"no word times: {path.name} does not say where its last syllable ends"
+    # '(' starts a pause, '.' what follows the last syllable.
+    syllables = [
+        (label, round(start, 4), round(end, 4))
+        for (start, label), (end, _) in zip(marks, marks[1:])
+        if any(c.isalpha() for c in label)
+    ]
     words = word_intervals(syllables, record["transcript"])
     if not words:
         return None, f"no word times: {path.name} has {len(syllables)} syllables, too few for the sentence"

@@ -7,8 +7,10 @@ forked child of a process whose library has started but never spoken: an utteran
 """
 
 import ctypes
+import itertools
 import os
 import pickle
+import re
 import threading
 import traceback
 from dataclasses import dataclass, field
@@ -128,6 +130,12 @@ class _Engine:
             ctypes.c_void_p,
             ctypes.c_void_p,
         ]
+        self.library.espeak_TextToPhonemes.argtypes = [
+            ctypes.POINTER(ctypes.c_char_p),
+            ctypes.c_int,
+            ctypes.c_int,
+        ]
+        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self.sample_rate = self.library.espeak_Initialize(
             _SYNCHRONOUS_OUTPUT,
             0,
@@ -148,7 +156,9 @@ class _Engine:
         while events[index].type != _EVENT_END_OF_LIST:
             event = events[index]
             label = bytes(event.id.string) if event.type == _EVENT_PHONEME else b""
-            self.events.append((event.type, event.sample, label.decode("utf-8", "replace")))
+            self.events.append(
+                (event.type, event.sample, label.decode("utf-8", "replace"), event.text_position)
+            )
             index += 1
         return 0
 
@@ -185,6 +195,32 @@ def phone_label(mnemonic):
     return stripped or PAUSE
 
 
+def _word_groups(words, positions):
+    """Which words belong to which word events: (word indices, first event, last event) for each group.
+
+    ``positions`` are the events' characters in the text, counted from 1. A word without an event is said in one with
+    the word before; a word with several is said in parts.
+    """
+    offsets, offset = [], 1
+    for word in words:
+        offsets.append(offset)
+        offset += len(word) + 1
+    first_events = {}
+    owners = []
+    for event, position in enumerate(positions):
+        owner = max((i for i, start in enumerate(offsets) if start <= position), default=0)
+        owners.append(owner)
+        first_events.setdefault(owner, event)
+    heads = sorted(first_events)
+    groups = []
+    for number, head in enumerate(heads):
+        start = 0 if number == 0 else head
+        stop = heads[number + 1] if number + 1 < len(heads) else len(words)
+        last = max(event for event, owner in enumerate(owners) if owner == head)
+        groups.append((list(range(start, stop)), first_events[head], last))
+    return groups
+
+
 class EspeakSynthesizer:
     """Synthesise English (or another of espeak-ng's languages) with control of voice, pitch, range and rate.
 
@@ -218,7 +254,9 @@ class EspeakSynthesizer:
         self.isolated = bool(isolated)
         _library_paths()
 
-    def __call__(self, text, voice="en-us", rate=175, pitch=50, pitch_range=50, prosody=None):
+    def __call__(
+        self, text, voice="en-us", rate=175, pitch=50, pitch_range=50, prosody=None, split_joined=False
+    ):
         """Synthesise one text.
 
         Arguments
@@ -236,6 +274,9 @@ class EspeakSynthesizer:
         prosody : dict, optional
             Word index -> attributes of an SSML ``prosody`` element (``{"rate": "80%", "pitch": "+30%"}``).
             espeak-ng ignores relative volumes there: apply gain on the samples instead.
+        split_joined : bool
+            espeak-ng says some words in one ("from the") and reports one time for them. True splits that time by
+            the phonemes that each of them has alone; these inner boundaries are estimates. Not with ``prosody``.
 
         Returns
         -------
@@ -245,7 +286,7 @@ class EspeakSynthesizer:
         ------
         EspeakError
             If a parameter is out of range, the voice is unknown, or the number of word events is not the
-            number of words of the text.
+            number of words of the text (without ``split_joined``).
         """
         words = text.split()
         if not words:
@@ -260,11 +301,68 @@ class EspeakSynthesizer:
         for index in prosody or {}:
             if not 0 <= index < len(words):
                 raise EspeakError(f"prosody names word {index}; the text has words 0 to {len(words) - 1}")
-        arguments = (words, voice, rate, pitch, pitch_range, prosody or {})
+        if split_joined and prosody:
+            raise EspeakError(
+                "split_joined needs a text without prosody: positions in SSML are not the text's"
+            )
+        arguments = (words, voice, rate, pitch, pitch_range, prosody or {}, split_joined)
         with _LOCK:
-            return self._in_child(arguments) if self.isolated else self._synthesize(*arguments)
+            return self._run(self._synthesize, arguments)
 
-    def _in_child(self, arguments):
+    def mnemonics(self, text, voice="en-us"):
+        """Translate a text into espeak-ng's phoneme mnemonics without speaking it.
+
+        The phonemes of a synthesis lack those that melt into their neighbour, such as the l of "heel"; these do not.
+
+        Arguments
+        ---------
+        text : str
+            One clause.
+        voice : str
+            Language.
+
+        Returns
+        -------
+        tuple of str
+            Mnemonics without stress marks and pauses.
+
+        Raises
+        ------
+        EspeakError
+            If the voice is unknown.
+
+        Example
+        -------
+        >>> EspeakSynthesizer().mnemonics("heel")
+        ('h', 'i:', 'l')
+        """
+        with _LOCK:
+            return self._run(self._translate, (text, voice))
+
+    def _run(self, task, arguments):
+        return self._in_child(task, arguments) if self.isolated else task(*arguments)
+
+    @staticmethod
+    def _set_voice(voice):
+        if _engine().library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise EspeakError(
+                f"voice {voice!r} is unknown to espeak-ng; use a language (en-us, en-gb, de), with +variant "
+                "for another timbre (en-us+f3)"
+            )
+
+    def _translate(self, text, voice):
+        self._set_voice(voice)
+        pointer = ctypes.c_char_p(text.encode())
+        translated = []
+        while pointer.value:
+            # Bits 8 to 23 of the mode are the character between phonemes.
+            clause = _engine().library.espeak_TextToPhonemes(ctypes.byref(pointer), _UTF8, ord("\t") << 8)
+            translated += [
+                phone_label(mnemonic) for mnemonic in re.split(r"[\t ]+", (clause or b"").decode())
+            ]
+        return tuple(label for label in translated if label != PAUSE)
+
+    def _in_child(self, task, arguments):
         if _SPOKEN:
             raise EspeakError(
                 "this process has used espeak-ng with isolated=False: its state would reach the child; use "
@@ -278,7 +376,7 @@ class EspeakSynthesizer:
             try:
                 os.close(read_end)
                 try:
-                    reply = (True, self._synthesize(*arguments))
+                    reply = (True, task(*arguments))
                 except EspeakError as error:
                     reply = (False, str(error))
                 except Exception:
@@ -294,8 +392,7 @@ class EspeakSynthesizer:
         _, status = os.waitpid(child, 0)
         if status != 0 or not payload:
             raise EspeakError(
-                f"espeak-ng's process ended with status {status} at {' '.join(arguments[0])!r}, voice "
-                f"{arguments[1]!r}"
+                f"espeak-ng's process ended with status {status} at {arguments[0]!r}, voice {arguments[1]!r}"
             )
         # The pipe is our own child's: nobody else can write into it.
         made, value = pickle.loads(payload)
@@ -303,7 +400,7 @@ class EspeakSynthesizer:
             raise EspeakError(value)
         return value
 
-    def _synthesize(self, words, voice, rate, pitch, pitch_range, prosody):
+    def _synthesize(self, words, voice, rate, pitch, pitch_range, prosody, split_joined=False):
         global _SPOKEN
         engine = _engine()
         _SPOKEN = True
@@ -312,11 +409,7 @@ class EspeakSynthesizer:
         # library's generator beside it.
         engine.libc.srand(1)
         library.espeak_ng_SetRandSeed(1)
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise EspeakError(
-                f"voice {voice!r} is unknown to espeak-ng; use a language (en-us, en-gb, de), with +variant "
-                "for another timbre (en-us+f3)"
-            )
+        self._set_voice(voice)
         for parameter, value in (
             (_PARAMETER_RATE, rate),
             (_PARAMETER_VOLUME, _VOLUME),
@@ -327,12 +420,11 @@ class EspeakSynthesizer:
             if library.espeak_SetParameter(parameter, int(value), 0) != 0:
                 raise EspeakError(f"espeak-ng refused the value {value} of its parameter {parameter}")
         parts = []
-        for index, word in enumerate(words):
-            body = escape(word, quote=False)
-            if index in prosody:
-                attributes = " ".join(
-                    f'{key}="{escape(str(value))}"' for key, value in prosody[index].items()
-                )
+        # Neighbours of equal prosody share one element: too many in a clause, and espeak-ng drops words.
+        for own, run in itertools.groupby(range(len(words)), key=prosody.get):
+            body = " ".join(escape(words[index], quote=False) for index in run)
+            if own is not None:
+                attributes = " ".join(f'{key}="{escape(str(value))}"' for key, value in own.items())
                 body = f"<prosody {attributes}>{body}</prosody>"
             parts.append(body)
         payload = ("<speak>" + " ".join(parts) + "</speak>" if prosody else " ".join(words)).encode()
@@ -344,24 +436,59 @@ class EspeakSynthesizer:
         if code != 0 or not engine.blocks:
             raise EspeakError(f"espeak-ng made no sound of {' '.join(words)!r} (code {code})")
         samples = np.concatenate(engine.blocks).astype(np.float32) / 32768.0
-        starts = [sample for kind, sample, _ in engine.events if kind == _EVENT_WORD]
+        events = list(engine.events)
+        starts = [sample for kind, sample, _, _ in events if kind == _EVENT_WORD]
+        if split_joined:
+            # What follows synthesises words alone, and so overwrites the engine's blocks and events.
+            intervals, phones = self._intervals(
+                [""] * len(starts), events, samples.shape[0], engine.sample_rate
+            )
+            positions = [position for kind, _, _, position in events if kind == _EVENT_WORD]
+            groups = _word_groups(words, positions)
+            spoken = []
+            for indices, first, last in groups:
+                group = Interval("", intervals[first].start, intervals[last].end)
+                spoken += self._split([words[index] for index in indices], group, phones, voice, rate)
+            return Synthesis(samples, engine.sample_rate, tuple(spoken), phones)
         if len(starts) != len(words):
             raise EspeakError(
                 f"espeak-ng reports {len(starts)} words in {' '.join(words)!r}, which has {len(words)}: it "
                 "spells out or joins some of them; choose other words"
             )
         return Synthesis(
-            samples,
-            engine.sample_rate,
-            *self._intervals(words, engine.events, samples.shape[0], engine.sample_rate),
+            samples, engine.sample_rate, *self._intervals(words, events, samples.shape[0], engine.sample_rate)
         )
+
+    def _split(self, words, group, phones, voice, rate):
+        """Intervals of words that are said in one."""
+        if len(words) == 1:
+            return [Interval(words[0], group.start, group.end)]
+        inside = [
+            phone
+            for phone in phones
+            if phone.label != PAUSE and group.start <= (phone.start + phone.end) / 2 < group.end
+        ]
+        counts = []
+        for word in words:
+            alone = self._synthesize([word], voice, rate, 50, 50, {}, split_joined=True)
+            counts.append(max(1, sum(phone.label != PAUSE for phone in alone.phones)))
+        times = [group.start]
+        for index in range(1, len(words)):
+            share = sum(counts[:index]) / sum(counts)
+            if len(inside) >= len(words):
+                number = min(max(round(share * len(inside)), index), len(inside) - len(words) + index)
+                times.append(inside[number].start)
+            else:
+                times.append(group.start + share * (group.end - group.start))
+        times.append(group.end)
+        return [Interval(word, start, end) for word, start, end in zip(words, times, times[1:])]
 
     @staticmethod
     def _intervals(words, events, num_samples, sample_rate):
         seconds = 1.0 / sample_rate
         marks = [
             (kind, min(sample, num_samples), label)
-            for kind, sample, label in events
+            for kind, sample, label, _ in events
             if kind in (_EVENT_WORD, _EVENT_PHONEME)
         ]
         phones = []

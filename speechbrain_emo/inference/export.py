@@ -68,6 +68,19 @@ HPARAMS_KEYS = (
     "labels",
     "explain",
 )
+ANNOTATOR_WEIGHTS = "annotator.safetensors"
+ANNOTATOR_KEYS = (MODEL_FOLDER, "encoder", "annotator", "annotate")
+#: Settings of the word annotator and their defaults; None for what must be given.
+ANNOTATE_DEFAULTS = {
+    "labels": None,
+    "intensities": ["low", "medium", "high"],
+    "intensity_thresholds": [2.5, 3.5],
+    "untagged": None,
+    "temperature": 1.0,
+    "max_duration": 60.0,
+    "supervision": None,
+    "language": "en",
+}
 _PACKAGES = ("speechbrain", "torch", "transformers", "peft", "safetensors", "hyperpyyaml")
 
 
@@ -169,6 +182,125 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return folder
+
+
+@main_process_only
+def export_annotator(folder, encoder, model, factories, settings, facts=None):
+    """Write a trained word annotator as a folder for inference; an older export there is replaced.
+
+    The folder holds ``hyperparams.yaml``, ``annotator.safetensors``, a small local encoder, the model card and
+    ``manifest.json``; it appears whole or not at all.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Target, for example ``results/demo_word_emotion/1986/model``.
+    encoder : SpeechEncoder or Emotion2Vec
+        Frozen.
+    model : WordEmotionModel
+        Trained.
+    factories : mapping of str to functools.partial
+        ``encoder`` and ``annotator`` as ``!name:`` makes them.
+    settings : mapping
+        Keys of ``ANNOTATE_DEFAULTS``; ``labels`` and ``supervision`` are needed.
+    facts : mapping, optional
+        For the model card.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ExportError
+        If a part's class is not on the allow-list, a setting is unknown or missing, or the encoder's folder holds
+        pickled weights only.
+
+    Example
+    -------
+    >>> sorted(ANNOTATE_DEFAULTS)[:3]
+    ['intensities', 'intensity_thresholds', 'labels']
+    """
+    folder = Path(folder)
+    settings = complete_annotate_settings(settings)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise ExportError(f"{folder} exists and is no exported model: choose another folder, or take it away")
+    arguments = {name: _arguments(name, factories[name]) for name in ("encoder", "annotator")}
+    arguments["annotator"][1].update(
+        num_labels=model.num_labels,
+        input_size=model.input_size,
+        num_encoder_layers=model.num_encoder_layers,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        external = {}
+        _place_backbone(partial, "encoder", arguments["encoder"][1], encoder, external)
+        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        save_file(state, str(partial / ANNOTATOR_WEIGHTS), metadata={"format": "pt"})
+        document = CommentedMap()
+        document[MODEL_FOLDER] = None
+        for name, (dotted, values) in arguments.items():
+            document[name] = _new(dotted, values)
+        document["annotate"] = _yaml_value(_plain(settings, "annotate"))
+        text = _document_text(document)
+        (partial / HPARAMS_FILE).write_text(text, encoding="utf-8")
+        check_yaml(text)
+        check_structure(text, ANNOTATOR_KEYS)
+
+        from speechbrain_emo.inference.model_card import write_annotator_card
+
+        parameters = sum(p.numel() for p in model.parameters())
+        write_annotator_card(
+            partial, {**settings, "encoder": encoder.source, "parameters": parameters, **(facts or {})}
+        )
+        _write_manifest(partial, external)
+        verify_folder(partial)
+        _replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def complete_annotate_settings(settings):
+    """The annotator's settings with defaults for what is not given.
+
+    Arguments
+    ---------
+    settings : mapping
+        Keys of ``ANNOTATE_DEFAULTS``.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ExportError
+        If a key is unknown or missing, or a number is out of range.
+
+    Example
+    -------
+    >>> complete_annotate_settings({"labels": ["hap", "sad"], "supervision": "weak"})["temperature"]
+    1.0
+    """
+    unknown = sorted(set(settings) - set(ANNOTATE_DEFAULTS))
+    if unknown:
+        raise ExportError(f"annotate has unknown keys {unknown}; allowed: {sorted(ANNOTATE_DEFAULTS)}")
+    settings = {**ANNOTATE_DEFAULTS, **settings}
+    missing = [key for key in ("labels", "supervision") if not settings[key]]
+    if missing:
+        raise ExportError(f"annotate lacks {missing}")
+    if settings["max_duration"] is None:
+        settings["max_duration"] = ANNOTATE_DEFAULTS["max_duration"]
+    for key in ("temperature", "max_duration"):
+        value = settings[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ExportError(f"annotate.{key} is {value!r}; it must be a number above 0")
+    return settings
 
 
 def _replace(partial, folder):
@@ -286,6 +418,12 @@ def _place_backbone(partial, name, arguments, module, external):
         )
         arguments["revision"] = arguments.get("revision") if commit is None else commit
         return
+    if not any(local.glob("*.safetensors")) and hasattr(module, "save_pretrained"):
+        # emotion2vec in ModelScope's layout is a pickle; its lobe writes it as data.
+        module.save_pretrained(partial / name)
+        arguments["source"] = _Reference(f"<{MODEL_FOLDER}>/{name}")
+        arguments.pop("revision", None)
+        return
     try:
         check_external_folder(local)
     except ValueError as error:
@@ -361,6 +499,10 @@ def _hparams_text(arguments, answer_format, tasks, slot_kinds, settings):
     document["slot_kinds"] = list(slot_kinds)
     document["labels"] = _yaml_value(list(answer_format.labels))
     document["explain"] = _yaml_value(_plain(settings, "explain"))
+    return _document_text(document)
+
+
+def _document_text(document):
     yaml = ruamel.yaml.YAML()
     yaml.default_flow_style = False
     yaml.width = 4096  # A folded line in a prompt would be hard to read.

@@ -106,6 +106,77 @@ def write_model_card(folder, facts):
     return path
 
 
+ANNOTATOR_LIMITS = """\
+- The labels are guesses about how words SOUND, not about what anybody feels; anything outside the list of labels is
+  given one of them all the same.
+- Results hold for the kind of speech that was trained on. Nothing is known about other languages, ages, recording
+  conditions or dialects; nothing here is fit to judge people (hiring, policing, medicine, credit).
+- Words that the aligner misplaces get the emotion of their neighbours' sound.
+- Pseudo-labels are labels of a model. With `sentence broadcast` nobody has ever labelled a word."""
+
+
+def write_annotator_card(folder, facts):
+    """Write the model card of an exported word annotator.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The model's folder.
+    facts : mapping
+        ``experiment``, ``seed``, ``labels``, ``intensities``, ``supervision``, ``encoder``, ``license``, ``metrics``,
+        ``git_commit``, ``command``, ``date``, ``split_hash``; what is missing is said to be unknown.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+    """
+    metrics = facts.get("metrics") or {}
+    supervision = {
+        "weak": "sentence broadcast: every training word has the label of its sentence",
+        "word": "labels of words",
+    }
+    lines = ["---", "library_name: speechbrain", "pipeline_tag: audio-classification", "---", ""]
+    lines += [f"# {facts.get('experiment', 'word annotator')}, seed {facts.get('seed', UNKNOWN)}", ""]
+    lines += [
+        "Emotion, intensity, valence, arousal and dominance of every word of a recording whose text is known",
+        "",
+    ]
+    lines += [f"- Emotions: {', '.join(facts.get('labels') or ()) or UNKNOWN}"]
+    lines += [f"- Intensities: {', '.join(facts.get('intensities') or ()) or UNKNOWN}"]
+    lines += [f"- Supervision: {supervision.get(facts.get('supervision'), UNKNOWN)}"]
+    lines += [
+        f"- Encoder: {facts.get('encoder') or UNKNOWN}; trained weights: {facts.get('parameters', UNKNOWN)}"
+    ]
+    lines += [f"- Training data: {facts.get('license') or 'licence ' + UNKNOWN}", ""]
+    lines += ["```python", "from speechbrain_emo.inference import WordEmotionAnnotator", ""]
+    lines += ['annotator = WordEmotionAnnotator.from_hparams(source="FOLDER_OF_THIS_FILE")']
+    lines += [
+        'print(annotator.annotate_file("x.wav", "what is said"))',
+        "```",
+        "",
+        "## Limits",
+        "",
+        ANNOTATOR_LIMITS,
+    ]
+    rows = [
+        (name.removeprefix("test.word."), value)
+        for name, value in metrics.items()
+        if name.startswith("test.word.") and name.endswith(("accuracy", "macro_f1")) and _is_number(value)
+    ]
+    if rows:
+        lines += ["", "## Results on held-out speakers, by word", "", "| what | value |", "|---|---:|"]
+        lines += [f"| {name} | {value:.3f} |" for name, value in rows]
+    lines += ["", "## Provenance", ""]
+    lines += [
+        f"- {key}: {facts.get(key) or UNKNOWN}" for key in ("command", "git_commit", "date", "split_hash")
+    ]
+    lines += ["- Method: Emo-FiLM, arXiv 2509.20378 (annotation)", ""]
+    path = Path(folder) / CARD_FILE
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
 def model_card(facts):
     """Text of a model card.
 

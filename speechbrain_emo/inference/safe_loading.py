@@ -26,9 +26,11 @@ FORMAT_VERSION = 1
 #: What ``!new:`` may construct. A new front end, task or format that can be exported is one more line here.
 ALLOWED_CLASSES = frozenset(
     {
+        "speechbrain_emo.lobes.emotion2vec.Emotion2Vec",
         "speechbrain_emo.lobes.speech_encoder.SpeechEncoder",
         "speechbrain_emo.lobes.speech_llm.SpeechLLM",
         "speechbrain_emo.lobes.vib_front_end.VIBFrontEnd",
+        "speechbrain_emo.lobes.word_emotion.WordEmotionModel",
         "speechbrain_emo.prompts.tasks.AnswerFormat",
         "speechbrain_emo.prompts.tasks.InstructionTask",
     }
@@ -303,7 +305,7 @@ def _check_implementations(content, where):
             _check_implementations(value, where)
 
 
-def check_parts(text, manifest, name=HPARAMS_FILE, remote=False, replaced=()):
+def check_parts(text, manifest, name=HPARAMS_FILE, remote=False, replaced=(), parts=("encoder", "llm")):
     """Check what the allowed classes are built with: where weights come from, settings that import code.
 
     Arguments
@@ -318,6 +320,8 @@ def check_parts(text, manifest, name=HPARAMS_FILE, remote=False, replaced=()):
         Whether the model comes from another machine, whose folders are not this one's.
     replaced : collection of str
         Parts whose source the caller gives.
+    parts : sequence of str
+        Keys of the backbones.
 
     Raises
     ------
@@ -326,7 +330,7 @@ def check_parts(text, manifest, name=HPARAMS_FILE, remote=False, replaced=()):
         named; or if a setting is not allowed.
     """
     document = ruamel.yaml.YAML(typ="rt", pure=True).load(text)  # Tags stay marks; nothing is constructed.
-    for part in ("encoder", "llm"):
+    for part in parts:
         settings = document[part]
         if not isinstance(settings, Mapping):
             raise UnsafeModelError(f"{name}: {part} is no mapping of settings")

@@ -411,6 +411,11 @@ class SpeechEncoder(nn.Module):
         parts = (f"layers={layers}", f"rate={self.sample_rate}", f"normalize={self.normalize}")
         return "|".join((self.identity, self.dtype_name, *parts))
 
+    @property
+    def frame_centre(self):
+        """Middle of frame 0 in seconds, float."""
+        return self.family.receptive_field / 2 / self.sample_rate
+
     def train(self, mode=True):
         """Stay in eval mode whatever ``mode`` says: Brain calls ``train()`` at every epoch."""
         return super().train(False)

@@ -19,17 +19,30 @@ RECIPES = sorted(
 ALLOWED = {
     "lobes": {"lobes"},
     "dataio": {"dataio"},
+    "alignment": {"alignment", "dataio"},
     "metrics": {"metrics", "dataio"},
     "prompts": {"prompts", "lobes", "dataio"},
     "phases": {"phases", "prompts", "lobes", "dataio"},
     # A training ends by writing the folder that inference reads: `inference.export` alone, which imports no
     # brain.
     "brains": {
-        *("brains", "phases", "prompts", "lobes", "dataio", "metrics", "results", "plots", "baselines"),
+        *(
+            "brains",
+            "phases",
+            "prompts",
+            "lobes",
+            "dataio",
+            "metrics",
+            "results",
+            "plots",
+            "baselines",
+            "alignment",
+        ),
         "inference.export",
     },
     "inference": {
         "inference",
+        "alignment",
         "brains",
         "phases",
         "prompts",

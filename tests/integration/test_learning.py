@@ -34,14 +34,21 @@ def test_words_descriptors_and_emotion_are_learned(learned):
 def test_exchanging_descriptor_slots_destroys_descriptors_and_leaves_the_words(learned):
     _, metrics, _ = learned
     assert metrics["shuffled_descriptor.ser.own_chain.ua"] < metrics["unshuffled.ser.own_chain.ua"] - 0.3
-    assert metrics["shuffled_descriptor.sed.generated.pitch"] < metrics["unshuffled.sed.generated.pitch"] - 0.1
-    assert abs(metrics["shuffled_descriptor.asr.generated.wer"] - metrics["unshuffled.asr.generated.wer"]) < 0.12
+    assert (
+        metrics["shuffled_descriptor.sed.generated.pitch"] < metrics["unshuffled.sed.generated.pitch"] - 0.1
+    )
+    assert (
+        abs(metrics["shuffled_descriptor.asr.generated.wer"] - metrics["unshuffled.asr.generated.wer"]) < 0.12
+    )
 
 
 def test_exchanging_content_slots_destroys_the_words_and_leaves_descriptors(learned):
     _, metrics, _ = learned
     assert metrics["shuffled_content.asr.generated.wer"] > metrics["unshuffled.asr.generated.wer"] + 0.2
-    assert abs(metrics["shuffled_content.sed.generated.pitch"] - metrics["unshuffled.sed.generated.pitch"]) < 0.15
+    assert (
+        abs(metrics["shuffled_content.sed.generated.pitch"] - metrics["unshuffled.sed.generated.pitch"])
+        < 0.15
+    )
 
 
 def test_kl_falls_as_beta_says_and_units_stay_active(learned):

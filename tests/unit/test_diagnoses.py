@@ -25,12 +25,17 @@ def test_early_plateau_while_kl_dominates():
 
 
 def test_collapsed_branch():
-    line = {"train": {"beta": 1e-4}, "valid": {"nll": 1.0, "kl/descriptor": 1e-4, "active_units/descriptor": 0}}
+    line = {
+        "train": {"beta": 1e-4},
+        "valid": {"nll": 1.0, "kl/descriptor": 1e-4, "active_units/descriptor": 0},
+    }
     assert "descriptor has collapsed" in diagnose_epoch(line)[0]
 
 
 def test_undertrained_first_phase():
-    assert "recognition phase is undertrained" in diagnose_results({**HEALTHY, "test.asr.generated.wer": 0.8})[0]
+    assert (
+        "recognition phase is undertrained" in diagnose_results({**HEALTHY, "test.asr.generated.wer": 0.8})[0]
+    )
 
 
 def test_poor_descriptors_with_good_ua():
@@ -39,4 +44,6 @@ def test_poor_descriptors_with_good_ua():
 
 
 def test_unparsable_answers_are_told():
-    assert "5.0 % of the free answers" in diagnose_results({**HEALTHY, "test.ser.generated.unparsable": 0.05})[0]
+    assert (
+        "5.0 % of the free answers" in diagnose_results({**HEALTHY, "test.ser.generated.unparsable": 0.05})[0]
+    )

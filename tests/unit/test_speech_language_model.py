@@ -84,7 +84,9 @@ def test_small_steps_change_the_masters_of_a_bfloat16_run(system):
     model = system.model
     model.set_trainable(["front_end.descriptor", "llm.lora"])
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-6, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=5e-6, weight_decay=0.0
+    )
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(system, micro_batch(system))
