@@ -100,7 +100,9 @@ class ParalinguisticAdapter(nn.Module):
                 f"ParalinguisticAdapter: num_heads is {num_heads}; it must divide the feature size {input_size}"
             )
         if num_positions < 1:
-            raise ValueError(f"ParalinguisticAdapter: num_positions is {num_positions}; it must be at least 1")
+            raise ValueError(
+                f"ParalinguisticAdapter: num_positions is {num_positions}; it must be at least 1"
+            )
         self.num_positions = num_positions
         self.layer = nn.TransformerEncoderLayer(
             input_size, num_heads, feed_forward or 4 * input_size, dropout, batch_first=True

@@ -73,7 +73,10 @@ def test_hidden_states_are_those_of_transformers(tiny, speech):
     extractor = WhisperFeatureExtractor.from_pretrained(folder)
     for row, length in enumerate(num_samples.tolist()):
         inputs = extractor(
-            waveforms[row, :length].numpy(), sampling_rate=16000, return_tensors="pt", return_attention_mask=True
+            waveforms[row, :length].numpy(),
+            sampling_rate=16000,
+            return_tensors="pt",
+            return_attention_mask=True,
         )
         frames = -(-int(inputs["attention_mask"].sum()) // 2)
         with torch.no_grad():
@@ -201,7 +204,15 @@ def test_wrong_settings_are_refused(short):
     with pytest.raises(ValueError, match="at their own level"):
         SpeechEncoder(short, normalize=True)
     with pytest.raises(ValueError, match="it is for Whisper"):
-        SpeechEncoder(None, architecture={"model_type": "hubert", "hidden_size": 16, "num_attention_heads": 2,
-                                          "num_conv_pos_embedding_groups": 2}, pad_windows=False)
+        SpeechEncoder(
+            None,
+            architecture={
+                "model_type": "hubert",
+                "hidden_size": 16,
+                "num_attention_heads": 2,
+                "num_conv_pos_embedding_groups": 2,
+            },
+            pad_windows=False,
+        )
     with pytest.raises(ValueError, match="max_source_positions"):
         SpeechEncoder(short, architecture={"model_type": "whisper", "max_source_positions": 1500})
