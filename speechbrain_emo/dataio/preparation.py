@@ -81,8 +81,8 @@ def write_fold(
         What ``{data_root}`` stands for.
     save_folder : str or pathlib.Path
         Folder of this fold's files.
-    labels : sequence of str
-        Allowed emotions.
+    labels : sequence of str, optional
+        Allowed emotions; None for a corpus without emotions.
     language : str
         ISO 639-1 code of the transcripts, for the syllable count.
     require_transcript : bool
@@ -180,7 +180,7 @@ def write_fold(
         "speakers": {name: sorted({r["speaker"] for r in part.values()}) for name, part in parts.items()},
         "num_records": {name: len(part) for name, part in parts.items()},
         "num_of_emotion": {
-            name: {label: sum(r["emotion"] == label for r in part.values()) for label in labels}
+            name: {label: sum(r["emotion"] == label for r in part.values()) for label in labels or ()}
             for name, part in parts.items()
         },
         "split_hash": digest,
