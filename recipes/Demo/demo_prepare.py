@@ -22,9 +22,9 @@ from scipy.signal import resample
 from scipy.special import ndtr, ndtri
 from tqdm import tqdm
 
-from speechbrain_emo.dataio.espeak import EspeakSynthesizer
+from speechbrain_emo.dataio.espeak import EspeakSynthesizer, variant_text
 
-VERSION = 5
+VERSION = 6
 SAMPLE_RATE = 16000
 SPLITS = ("train", "valid", "test")
 EMOTIONS = ("angry", "happy", "neutral", "sad")
@@ -114,6 +114,18 @@ SPEAKERS = {
     ),
     "valid": (("f3", 1.0), ("m4", 1.03)),
     "test": (("f2", 1.0), ("steph", 1.02), ("m3", 1.0), ("Mike", 1.03)),
+}
+# Each training speaker also gets relatives: the same F0 and durations, other formants, spectral tilt and consonants.
+# A model that hears 24 timbres alone takes an unknown one for other phonemes.
+RELATIVES = 3
+TIMBRE = {
+    "formants": 0.05,  # deviation of the logarithm: one factor common to all formants, one for each
+    "heights": 0.25,
+    "widths": 0.15,
+    "consonants": (50, 130),  # per cent
+    "voicing": (60, 140),
+    # Amplitudes of the source spectrum (0 to 255) at these frequencies in Hz.
+    "tone": {600: (70, 200), 1200: (22, 150), 2000: (30, 130), 3000: (12, 120)},
 }
 # espeak-ng's pitch value -> realised natural logarithm of the F0 factor (mean of four variants, pYIN). Its
 # pitch also moves a little with its range value.
@@ -344,11 +356,64 @@ def _describe(record, thresholds, rng):
 
 
 def _speakers_of(split):
-    return [(f"{variant}_{round(100 * scale)}", variant, scale) for variant, scale in SPEAKERS[split]]
+    """Speakers of a split: (identity, espeak-ng variant, its relative or 0, factor on all frequencies)."""
+    return [
+        (f"{variant}_{round(100 * scale)}" + (f"_r{relative}" if relative else ""), variant, relative, scale)
+        for relative in range(1 + RELATIVES if split == "train" else 1)
+        for variant, scale in SPEAKERS[split]
+    ]
+
+
+def relative_voice(variant, number):
+    """An espeak-ng variant with another timbre; F0, durations and stress stay those of the variant.
+
+    Arguments
+    ---------
+    variant : str
+        One of ``VARIANTS``.
+    number : int
+        From 1; the same number gives the same voice.
+
+    Returns
+    -------
+    tuple of str
+        Name and text of the new variant.
+
+    Example
+    -------
+    >>> name, text = relative_voice("f1", 2)
+    >>> name, [line for line in text.splitlines() if line.startswith("pitch")]
+    ('f1-2', ['pitch 140 200'])
+    """
+    rng = np.random.default_rng([sorted(VARIANTS).index(variant), int(number)])
+    lines = [line.split() for line in variant_text(variant).splitlines() if line.strip()]
+    formants = {int(row[1]): [int(x) for x in row[2:5]] for row in lines if row[0] == "formant"}
+    replaced = ("formant", "consonants", "voicing", "tone", "name")
+    text = [" ".join(row) for row in lines if row[0] not in replaced] + [f"name {variant}-{number}"]
+    tract = math.exp(TIMBRE["formants"] * float(np.clip(rng.normal(), -2, 2)))
+    for index in range(9):
+        values = formants.get(index, []) + [100, 100, 100][len(formants.get(index, [])) :]
+        spreads = (TIMBRE["formants"] * (index > 0), TIMBRE["heights"], TIMBRE["widths"])
+        factors = [math.exp(spread * float(np.clip(rng.normal(), -2, 2))) for spread in spreads]
+        factors[0] *= tract if index else 1.0
+        text.append(f"formant {index} " + " ".join(str(round(v * f)) for v, f in zip(values, factors)))
+
+    def draw(limits):
+        return round(float(rng.uniform(*limits)))
+
+    text.append(f"consonants {draw(TIMBRE['consonants'])} {draw(TIMBRE['consonants'])}")
+    text.append(f"voicing {draw(TIMBRE['voicing'])}")
+    points = [str(value) for hertz, limits in TIMBRE["tone"].items() for value in (hertz, draw(limits))]
+    text.append("tone 100 255 " + " ".join(points))
+    return f"{variant}-{number}", "\n".join(text) + "\n"
+
+
+def _relative_voices():
+    return dict(relative_voice(variant, n + 1) for variant, _ in SPEAKERS["train"] for n in range(RELATIVES))
 
 
 def _draw_record(rng, speaker, emotion, parameters, sentence, content):
-    identity, variant, scale = speaker
+    identity, variant, relative, scale = speaker
     gender, base_f0, duration = VARIANTS[variant]
     pitch, log_range, log_rate, volume = (round(float(x), 4) for x in parameters)
     emphasised = []
@@ -372,7 +437,7 @@ def _draw_record(rng, speaker, emotion, parameters, sentence, content):
             "log_f0": round(math.log(base_f0 * scale) + factor, 5),
             "rate_wpm": round(rate, 3),
             "emphasised": emphasised,
-            "voice": f"en-us+{variant}",
+            "voice": f"en-us+{variant}-{relative}" if relative else f"en-us+{variant}",
             "scale": scale,
             "espeak": {
                 "rate": round(rate * duration / REFERENCE_DURATION / scale),
@@ -502,7 +567,7 @@ def _write_atomically(path, text):
 def _worker(job_file, part, parts):
     """Synthesise every ``parts``-th chunk, print a line for each utterance that is done."""
     jobs = json.loads(Path(job_file).read_text())
-    synthesizer = EspeakSynthesizer()
+    synthesizer = EspeakSynthesizer(variants=_relative_voices())
     for chunk in jobs["chunks"][part::parts]:
         made = {}
         for key in chunk["keys"]:
@@ -658,7 +723,7 @@ def prepare_demo(
     save_folder : str
         Where ``train.json``, ``valid.json``, ``test.json`` and ``oracle.json`` go.
     num_train : int
-        Utterances of training. Voices: 24.
+        Utterances of training. Voices: 24, and three relatives of each.
     num_valid : int
         Utterances of validation, of 2 voices that training has not.
     num_test : int

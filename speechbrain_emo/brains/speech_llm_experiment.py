@@ -36,7 +36,15 @@ from speechbrain_emo.prompts.packer import Packer
 logger = logging.getLogger(__name__)
 
 # What was typed, what had to be there first, and what is done with several folds do not change a run's result.
-NOT_SETTINGS = ("command", "requires", "folds", "opensmile", "opensmile_cache", "corpus_hours", "num_train_records")
+NOT_SETTINGS = (
+    "command",
+    "requires",
+    "folds",
+    "opensmile",
+    "opensmile_cache",
+    "corpus_hours",
+    "num_train_records",
+)
 
 
 class SpeechLLMExperiment:
@@ -353,8 +361,7 @@ class SpeechLLMExperiment:
 
     def trainable_parameters(self):
         """Trainable parameters of each group that some phase trains."""
-        names = {n for p in self.schedule.phases for n in p.train}
-        names |= {n for p in self.schedule.phases for v in p.train_by_task.values() for n in v}
+        names = {n for p in self.schedule.phases for n in p.groups}
         return {n: sum(p.numel() for p in self.model.group_parameters(n)) for n in sorted(names)}
 
     def export(self):

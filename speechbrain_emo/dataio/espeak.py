@@ -3,16 +3,18 @@
 espeak-ng keeps its state in C globals that nothing resets: phases of noise, flutter and echo run on from one
 utterance to the next, so the same call gives other samples and slightly other durations later in a process.
 Neither a seed nor starting the library again helps. :class:`EspeakSynthesizer` therefore runs every utterance in a
-forked child that starts the library afresh (about 10 ms): an utterance depends on its arguments only.
+forked child of a process whose library has started but never spoken: an utterance depends on its arguments only.
 """
 
 import ctypes
 import os
 import pickle
+import tempfile
 import threading
 import traceback
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -88,6 +90,7 @@ class Synthesis:
 
 _LOCK = threading.RLock()
 _ENGINE = None
+_SPOKEN = False  # whether this process itself has spoken: children would inherit a used state
 
 
 def _library_paths():
@@ -101,11 +104,63 @@ def _library_paths():
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
 
 
+def variant_text(name):
+    """The file of one of espeak-ng's own variants: lines of attributes such as ``formant 1 105 80 150``.
+
+    Arguments
+    ---------
+    name : str
+        For example ``f1``.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    EspeakError
+        If espeak-ng has no such variant.
+
+    Example
+    -------
+    >>> "gender female" in variant_text("f1")
+    True
+    """
+    path = Path(_library_paths()[1]) / "voices" / "!v" / name
+    if not path.is_file():
+        raise EspeakError(f"espeak-ng has no variant {name!r} in {path.parent}")
+    return path.read_text(encoding="utf-8")
+
+
+def _data_with_variants(variants):
+    """A folder like espeak-ng's data with more variants, links to the rest; gone with the returned object."""
+    source = Path(_library_paths()[1])
+    folder = tempfile.TemporaryDirectory(prefix="espeak_")
+    target = Path(folder.name) / source.name
+    variant_folder = target / "voices" / "!v"
+    variant_folder.mkdir(parents=True)
+    for origin, copy in ((source, target), (source / "voices", target / "voices")):
+        for path in origin.iterdir():
+            if not (copy / path.name).exists():
+                (copy / path.name).symlink_to(path)
+    for path in (source / "voices" / "!v").iterdir():
+        (variant_folder / path.name).symlink_to(path)
+    for name, text in variants.items():
+        if (variant_folder / name).exists():
+            raise EspeakError(f"variant {name!r} exists in espeak-ng already: choose another name")
+        (variant_folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
 class _Engine:
     """The loaded library. One a process, since espeak-ng's state is global."""
 
-    def __init__(self):
+    def __init__(self, variants):
         library, data = _library_paths()
+        self.variants = dict(variants)
+        self.folder = _data_with_variants(self.variants) if self.variants else None
+        if self.folder:
+            data = os.path.join(self.folder.name, os.path.basename(data))
         self.library = ctypes.CDLL(str(library))
         self.libc = ctypes.CDLL(None)
         self.library.espeak_Initialize.argtypes = [
@@ -152,11 +207,16 @@ class _Engine:
         return 0
 
 
-def _engine():
+def _engine(variants):
     global _ENGINE
     with _LOCK:
         if _ENGINE is None:
-            _ENGINE = _Engine()
+            _ENGINE = _Engine(variants)
+        elif _ENGINE.variants != variants:
+            raise EspeakError(
+                "this process has started espeak-ng with other variants, and its data folder is fixed then: "
+                "use the same variants everywhere, or another process"
+            )
         return _ENGINE
 
 
@@ -195,7 +255,10 @@ class EspeakSynthesizer:
         Extra gap between words, in units of 10 ms at the voice's default rate.
     isolated : bool
         Run each utterance in a forked child, which makes it a function of its arguments. Without it an
-        utterance takes 2 ms instead of 10 and depends on what the process synthesised before.
+        utterance takes less time and depends on what the process synthesised before.
+    variants : dict, optional
+        Name -> text of more variants (:func:`variant_text` shows the form); ``en-us+<name>`` speaks with one.
+        The same for every synthesizer of a process.
 
     Raises
     ------
@@ -210,11 +273,12 @@ class EspeakSynthesizer:
     (['hello', 'world'], dtype('float32'))
     """
 
-    def __init__(self, pause=0, isolated=True):
+    def __init__(self, pause=0, isolated=True, variants=None):
         if isolated and not hasattr(os, "fork"):
             raise EspeakError("isolated is True, which needs a system with fork; use isolated=False")
         self.pause = int(pause)
         self.isolated = bool(isolated)
+        self.variants = dict(variants or {})
         _library_paths()
 
     def __call__(self, text, voice="en-us", rate=175, pitch=50, pitch_range=50, prosody=None):
@@ -264,11 +328,12 @@ class EspeakSynthesizer:
             return self._in_child(arguments) if self.isolated else self._synthesize(*arguments)
 
     def _in_child(self, arguments):
-        if _ENGINE is not None:
+        if _SPOKEN:
             raise EspeakError(
                 "this process has used espeak-ng with isolated=False: its state would reach the child; use "
                 "isolated=True from the start, or another process"
             )
+        _engine(self.variants)  # started once; the children inherit it unused
         read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
@@ -302,7 +367,9 @@ class EspeakSynthesizer:
         return value
 
     def _synthesize(self, words, voice, rate, pitch, pitch_range, prosody):
-        engine = _engine()
+        global _SPOKEN
+        engine = _engine(self.variants)
+        _SPOKEN = True
         library = engine.library
         # espeak-ng seeds its noise (voices with breath have some) with the time of its start, and uses the C
         # library's generator beside it.
@@ -347,12 +414,14 @@ class EspeakSynthesizer:
                 "spells out or joins some of them; choose other words"
             )
         return Synthesis(
-            samples, engine.sample_rate, *self._intervals(words, engine.events, samples.shape[0])
+            samples,
+            engine.sample_rate,
+            *self._intervals(words, engine.events, samples.shape[0], engine.sample_rate),
         )
 
     @staticmethod
-    def _intervals(words, events, num_samples):
-        seconds = 1.0 / _engine().sample_rate
+    def _intervals(words, events, num_samples, sample_rate):
+        seconds = 1.0 / sample_rate
         marks = [
             (kind, min(sample, num_samples), label)
             for kind, sample, label in events
