@@ -16,7 +16,6 @@ from speechbrain_emo.dataio.dialogue import (
     cut_dialogue,
     dialogue_record,
     make_turn,
-    possible_ends,
 )
 from speechbrain_emo.dataio.manifest import Finding, ManifestError
 from speechbrain_emo.dataio.preparation import write_fold
@@ -34,8 +33,8 @@ EMOTION_OF_LABEL = {
 NUM_DIALOGUES = 2541
 
 _WHERE = (
-    "DailyTalk is linked from https://github.com/keonlee9420/DailyTalk (CC BY-SA 4.0): unpack it and pass the folder that "
-    "holds metadata.json and data/<dialogue>/<turn>_<speaker>_d<dialogue>.wav; see recipes/DailyTalk/README.md"
+    "DailyTalk is linked from https://github.com/keonlee9420/DailyTalk (CC BY-SA 4.0): unpack it and pass the folder "
+    "that holds metadata.json and data/<dialogue>/<turn>_<speaker>_d<dialogue>.wav; see recipes/DailyTalk/README.md"
 )
 _NAME = re.compile(r"(\d+)_(\d+)_d(\d+)")
 
@@ -98,12 +97,18 @@ def prepare_dailytalk(
         part.update(dict.fromkeys(chosen, kind))
         absent = sorted(lists[kind] - set(names), key=int)
         if absent:
-            findings.append(Finding("", f"{len(absent)} dialogues of the {kind} lists are not in the corpus: {absent[:5]}"))
+            findings.append(
+                Finding(
+                    "", f"{len(absent)} dialogues of the {kind} lists are not in the corpus: {absent[:5]}"
+                )
+            )
     train = {i: r for i, r in records.items() if r["dialogue"] not in part}
     augmented = augment_by_cuts(train, cuts, seed) if cuts else train
     records = {**augmented, **{i: r for i, r in records.items() if r["dialogue"] in part}}
     records = {
-        i: cut_dialogue(r, len(r["turns"]) - 1, len(r["turns"]) - max_turns) if len(r["turns"]) > max_turns else r
+        i: cut_dialogue(r, len(r["turns"]) - 1, len(r["turns"]) - max_turns)
+        if len(r["turns"]) > max_turns
+        else r
         for i, r in records.items()
     }
 
@@ -122,7 +127,12 @@ def prepare_dailytalk(
         save_folder,
         EMOTIONS,
         measure=False,
-        settings={"seed": seed, "cuts": cuts, "max_turns": max_turns, "lists": bool(test_lists or valid_lists)},
+        settings={
+            "seed": seed,
+            "cuts": cuts,
+            "max_turns": max_turns,
+            "lists": bool(test_lists or valid_lists),
+        },
         findings=findings,
     )
 
@@ -140,7 +150,7 @@ def read_corpus(data_folder, speaker_genders=None):
     Returns
     -------
     records : dict
-        ``d<dialogue>`` -> dialogue up to its last turn but one, whose ``response`` is the last turn.
+        ``d<dialogue>`` -> dialogue up to its last turn but one, whose ``reply`` is the last turn.
     findings : list of Finding
         Turns and dialogues that are left out or odd.
 
@@ -166,17 +176,17 @@ def read_corpus(data_folder, speaker_genders=None):
         findings.append(Finding("", "speaker_genders is not given: gender is null for all turns"))
     for number in sorted(metadata, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0)):
         name = f"d{number}"
-        turns, audios, notes = _read_turns(data_folder, number, metadata[number], genders)
+        turns, notes = _read_turns(data_folder, number, metadata[number], genders)
         findings += notes
-        usable = possible_ends({"turns": turns[:-1]}) if len(turns) > 1 else []
-        # What is answered must be speech by somebody else than who answers.
-        usable = [end for end in usable if turns[end]["speaker"] != turns[end + 1]["speaker"]]
+        # What is answered must be said by somebody else than who answers.
+        usable = [i for i in range(len(turns) - 1) if turns[i]["speaker"] != turns[i + 1]["speaker"]]
         if not usable:
-            findings.append(Finding(name, f"left out: {len(turns)} usable turns hold no spoken turn with an answer"))
+            findings.append(
+                Finding(name, f"left out: {len(turns)} usable turns hold no spoken turn with an answer")
+            )
             continue
-        whole = dialogue_record(turns, audios, None, number, subset="DailyTalk", language="en")
-        record = cut_dialogue(whole, usable[-1])
-        del record["cut"]
+        end = usable[-1]
+        record = dialogue_record(turns[: end + 1], turns[end + 1], number, subset="DailyTalk", language="en")
         check_dialogue(name, record)
         same = sum(a["speaker"] == b["speaker"] for a, b in zip(turns, turns[1:]))
         if same:
@@ -193,7 +203,7 @@ def read_corpus(data_folder, speaker_genders=None):
 
 def _read_turns(data_folder, number, entries, genders):
     """Turns in order; a dialogue with a missing turn ends before it, since what follows answers what is not there."""
-    turns, audios, findings = [], [], []
+    turns, findings = [], []
     for position, key in enumerate(sorted(entries, key=int)):
         entry = entries[key]
         speaker = str(entry.get("speaker"))
@@ -205,7 +215,7 @@ def _read_turns(data_folder, number, entries, genders):
         if int(key) != position:
             problem = f"turn {position} is not in metadata.json"
         elif not text:
-            problem = "no text"
+            problem = "no words"
         elif emotion is None:
             problem = f"emotion {entry.get('emotion')!r} is not one of {', '.join(sorted(EMOTION_OF_LABEL))}"
         else:
@@ -216,11 +226,9 @@ def _read_turns(data_folder, number, entries, genders):
         if problem:
             findings.append(Finding(stem, f"the dialogue ends before this turn: {problem}"))
             break
-        audios.append({"wav": f"{{data_root}}/{relative}", "duration": round(info.duration, 6)})
-        turns.append(
-            make_turn("user", text, len(audios) - 1, speaker, genders.get(speaker), emotion)
-        )
-    return turns, audios, findings
+        recording = {"wav": f"{{data_root}}/{relative}", "duration": round(info.duration, 6)}
+        turns.append(make_turn("user", text, recording, speaker, genders.get(speaker), emotion))
+    return turns, findings
 
 
 def _read_lists(paths):

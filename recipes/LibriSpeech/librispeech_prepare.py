@@ -27,8 +27,8 @@ NUM_UTTERANCES = {
 }
 
 _WHERE = (
-    "LibriSpeech is at https://www.openslr.org/12 (CC BY 4.0): unpack the archives of the subsets and SPEAKERS.TXT into "
-    "one folder LibriSpeech and pass it as data_folder; see recipes/LibriSpeech/README.md"
+    "LibriSpeech is at https://www.openslr.org/12 (CC BY 4.0): unpack the archives of the subsets and SPEAKERS.TXT "
+    "into one folder LibriSpeech and pass it as data_folder; see recipes/LibriSpeech/README.md"
 )
 
 
@@ -196,9 +196,7 @@ def _read_chapter(data_folder, subset, table, genders, lower_case):
             "chapter": chapter,
             "language": "en",
         }
-    findings += [
-        Finding(name, f"left out: not in {table.name}") for name in sorted(recordings - listed)
-    ]
+    findings += [Finding(name, f"left out: not in {table.name}") for name in sorted(recordings - listed)]
     return found, findings
 
 

@@ -38,8 +38,8 @@ CLIP_FOLDERS = {
 }
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
 _WHERE = (
-    "MELD is at https://affective-meld.github.io (MELD.Raw.tar.gz, GPL-3.0): unpack it with the three archives inside it and "
-    "pass MELD.Raw as data_folder; see recipes/MELD/README.md"
+    "MELD is at https://affective-meld.github.io (MELD.Raw.tar.gz, GPL-3.0): unpack it with the three archives "
+    "inside it and pass MELD.Raw as data_folder; see recipes/MELD/README.md"
 )
 SAMPLE_RATE = 16000
 
@@ -180,7 +180,9 @@ def read_tables(data_folder):
     """
     data_folder = Path(data_folder)
     places = {p: [data_folder / f"{p}_sent_emo.csv", data_folder / p / f"{p}_sent_emo.csv"] for p in NUM_ROWS}
-    missing = [f"{part}_sent_emo.csv" for part, paths in places.items() if not any(p.is_file() for p in paths)]
+    missing = [
+        f"{part}_sent_emo.csv" for part, paths in places.items() if not any(p.is_file() for p in paths)
+    ]
     if missing:
         raise ManifestError(f"{data_folder} is not MELD; missing: {', '.join(missing)}. {_WHERE}")
     rows, findings = {}, []
@@ -201,9 +203,17 @@ def read_tables(data_folder):
                 findings.append(Finding(f"{path.name}:{number + 1}", f"row left out: {error}"))
                 continue
             if key in rows[part]:
-                findings.append(Finding(f"{part}_dia{key[0]}_utt{key[1]}", "a second time in the table: the first is used"))
+                findings.append(
+                    Finding(
+                        f"{part}_dia{key[0]}_utt{key[1]}", "a second time in the table: the first is used"
+                    )
+                )
                 continue
-            rows[part][key] = {**row, "Utterance": clean_text(row["Utterance"]), "Speaker": clean_text(row["Speaker"])}
+            rows[part][key] = {
+                **row,
+                "Utterance": clean_text(row["Utterance"]),
+                "Speaker": clean_text(row["Speaker"]),
+            }
         if number != NUM_ROWS[part]:
             findings.append(Finding(path.name, f"{number} rows; the complete table has {NUM_ROWS[part]}"))
     return rows, findings
@@ -253,7 +263,8 @@ def clean_text(text):
     ("I don't know...", 'café')
     """
     text = "".join(
-        c.encode("latin-1").decode("cp1252", errors="replace") if "\x80" <= c <= "\x9f" else c for c in text or ""
+        c.encode("latin-1").decode("cp1252", errors="replace") if "\x80" <= c <= "\x9f" else c
+        for c in text or ""
     )
     return " ".join(text.translate(_PLAIN).split())
 
@@ -340,7 +351,19 @@ def _decoder():
 
 
 def _with_ffmpeg(clip, target):
-    arguments = ["-nostdin", "-loglevel", "error", "-y", "-i", str(clip), "-vn", "-ac", "1", "-ar", str(SAMPLE_RATE)]
+    arguments = [
+        "-nostdin",
+        "-loglevel",
+        "error",
+        "-y",
+        "-i",
+        str(clip),
+        "-vn",
+        "-ac",
+        "1",
+        "-ar",
+        str(SAMPLE_RATE),
+    ]
     done = subprocess.run(["ffmpeg", *arguments, str(target)], capture_output=True, text=True, check=False)
     if done.returncode != 0 or not target.is_file():
         raise ClipError(f"{clip.name}: ffmpeg: {done.stderr.strip()[-200:] or 'no sound'}")

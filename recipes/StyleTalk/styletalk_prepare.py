@@ -77,8 +77,9 @@ def prepare_styletalk(
     records, findings = read_corpus(data_folder, audio_folder)
     if role_reversal:
         for name in [n for n, r in records.items() if r["subset"] == "eval"]:
-            if records[name]["response"].get("recording"):
-                records[f"{name}-reversed"] = {**reverse_roles(records[name]), "reversed": True}
+            if records[name]["reply"]["recording"]:
+                swapped = {**reverse_roles(records[name]), "speaker": "unknown", "reversed": True}
+                records[f"{name}-reversed"] = swapped
             else:
                 findings.append(Finding(name, "no reversed row: the reply has no usable recording"))
 
@@ -89,7 +90,9 @@ def prepare_styletalk(
         train = [i for i, r in usable.items() if r["subset"] == "train" and r["dialogue"] not in held]
         valid = [i for i, r in usable.items() if r["subset"] == "train" and r["dialogue"] in held]
         test = [i for i, r in usable.items() if r["subset"] == "eval"]
-        return Split("official", *(tuple(sorted(ids)) for ids in (train, valid, test)), speaker_independent=False)
+        return Split(
+            "official", *(tuple(sorted(ids)) for ids in (train, valid, test)), speaker_independent=False
+        )
 
     return write_fold(
         "StyleTalk",
@@ -181,7 +184,9 @@ def read_table(path):
         reader = csv.DictReader(table)
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
         if missing:
-            raise ManifestError(f"{path}: no column {', '.join(missing)}: it is not StyleTalk's table. {_WHERE}")
+            raise ManifestError(
+                f"{path}: no column {', '.join(missing)}: it is not StyleTalk's table. {_WHERE}"
+            )
         return list(reader)
 
 
@@ -217,20 +222,19 @@ def split_context(text):
 def _record(data_folder, audio_folder, subset, row, findings, name):
     turns = [make_turn("user", words, None, who) for who, words in split_context(row["context"])]
     who, words = split_context(_with_space(row["curr_text"]))[0]
-    current = make_turn("user", words, 0, who, None, *_style(row, "curr"))
     other = {"A": "B", "B": "A"}[who]
-    reply = " ".join(row["res_text"].split())
-    if not reply:
-        raise ValueError("the reply has no text")
-    response = make_turn("assistant", reply, None, other, None, *_style(row, "res"))
+    text = " ".join(row["res_text"].split())
+    if not text:
+        raise ValueError("the reply has no words")
+    spoken = _recording(data_folder, audio_folder, row["curr_audio_id"])
+    current = make_turn("user", words, spoken, who, None, *_style(row, "curr"))
+    reply = make_turn("user", text, None, other, None, *_style(row, "res"))
     try:
-        response["recording"] = _recording(data_folder, audio_folder, row["res_audio_id"])
+        reply["recording"] = _recording(data_folder, audio_folder, row["res_audio_id"])
     except AudioError as error:
-        response["recording"] = None
         findings.append(Finding(name, f"reply without recording: {error}"))
-    audio = _recording(data_folder, audio_folder, row["curr_audio_id"])
-    record = dialogue_record([*turns, current], [audio], response, row["diag_id"])
-    # The corpus does not say who speaks which recording: one name for all, so that no split claims to hold speakers out.
+    record = dialogue_record([*turns, current], reply, row["diag_id"])
+    # The corpus does not say who speaks which recording: one name for all, so that no split seems to hold speakers out.
     record.update(speaker="unknown", subset=subset, language="en", topic=row["diag_id"].rpartition("_")[0])
     return record
 

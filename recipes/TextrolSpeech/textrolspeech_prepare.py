@@ -22,7 +22,14 @@ EMOTION_OF_LABEL = {
     **{"anger": "angry", "disgust": "disgusted", "disgusting": "disgusted", "fear": "fearful"},
     **{"happiness": "happy", "sadness": "sad", "surprise": "surprised", "surprising": "surprised"},
 }
-GENDER_OF_LABEL = {"m": "male", "male": "male", "man": "male", "f": "female", "female": "female", "woman": "female"}
+GENDER_OF_LABEL = {
+    "m": "male",
+    "male": "male",
+    "man": "male",
+    "f": "female",
+    "female": "female",
+    "woman": "female",
+}
 LEVELS = ("low", "normal", "high")
 SPEED_OF_TEMPO = {"low": "slow", "normal": "normal", "high": "fast"}
 
@@ -42,9 +49,9 @@ COLUMNS = {
 NEEDED = ("name", "speed", "pitch", "energy", "gender", "emotion", "text", "description")
 
 _WHERE = (
-    "TextrolSpeech is linked from https://github.com/jishengpeng/TextrolSpeech: its emotional recordings and tables there, "
-    "LibriTTS from https://www.openslr.org/60/, VCTK from https://datashare.ed.ac.uk/handle/10283/3443; put all into one "
-    "folder and pass it as data_folder; see recipes/TextrolSpeech/README.md"
+    "TextrolSpeech is linked from https://github.com/jishengpeng/TextrolSpeech: its emotional recordings and tables "
+    "there, LibriTTS from https://www.openslr.org/60/, VCTK from https://datashare.ed.ac.uk/handle/10283/3443; put all "
+    "into one folder and pass it as data_folder; see recipes/TextrolSpeech/README.md"
 )
 _SUFFIXES = (".wav", ".flac", ".ogg")
 _LIBRITTS = re.compile(r"(\d+)_\d+_\d+_\d+")
@@ -208,7 +215,10 @@ def read_corpus(data_folder, tables=None, dur_means="auto"):
     reading, votes = _reading(rows, dur_means)
     if any("dur" in row.columns for _, row in rows):
         findings.append(
-            Finding("dur", f"read as {reading}: {votes[0]} style sentences agree with tempo, {votes[1]} with duration")
+            Finding(
+                "dur",
+                f"read as {reading}: {votes[0]} style sentences agree with tempo, {votes[1]} with duration",
+            )
         )
     records, first_error = {}, None
     for where, row in rows:
@@ -229,7 +239,9 @@ def read_corpus(data_folder, tables=None, dur_means="auto"):
         )
     unknown = sum(r["speaker_from"] != "spk" for r in records.values())
     if unknown:
-        findings.append(Finding("spk", f"{unknown} rows have no speaker: taken from the name or folder of the recording"))
+        findings.append(
+            Finding("spk", f"{unknown} rows have no speaker: taken from the name or folder of the recording")
+        )
     for record in records.values():
         del record["speaker_from"]
     return records, findings
@@ -261,7 +273,9 @@ def _tables(data_folder, tables):
         paths = [p for p in found if not _missing_columns(p)]
         if not paths:
             odd = "".join(f"\n  {p.name} lacks {', '.join(_missing_columns(p))}" for p in found[:5])
-            raise ManifestError(f"{data_folder} holds no table (*.csv) with the columns of TextrolSpeech.{odd}\n{_WHERE}")
+            raise ManifestError(
+                f"{data_folder} holds no table (*.csv) with the columns of TextrolSpeech.{odd}\n{_WHERE}"
+            )
     for path in paths:
         missing = _missing_columns(path)
         if missing:
@@ -308,7 +322,9 @@ def _record(index, row, reading):
         raise ValueError(f"gender {row.get('gender')!r} is not one of {', '.join(GENDER_OF_LABEL)}")
     emotion = EMOTION_OF_LABEL.get((row.get("emotion") or "").lower())
     if emotion is None:
-        raise ValueError(f"emotion {row.get('emotion')!r} is not one of {', '.join(sorted(EMOTION_OF_LABEL))}")
+        raise ValueError(
+            f"emotion {row.get('emotion')!r} is not one of {', '.join(sorted(EMOTION_OF_LABEL))}"
+        )
     speaker, speaker_from = _speaker(row, path)
     description = row.get("description")
     descriptors = {
@@ -377,7 +393,9 @@ class _Index:
     def find(self, name, given=None):
         """Path of an item relative to the folder, and the source that it belongs to."""
         if given:
-            ends = [p for p in self.by_stem.get(Path(given).stem, []) if p == given or p.endswith("/" + given)]
+            ends = [
+                p for p in self.by_stem.get(Path(given).stem, []) if p == given or p.endswith("/" + given)
+            ]
             if len(ends) == 1:
                 return ends[0], _source(ends[0])
         stem = re.sub(r"\.(?:wav|flac|ogg)$", "", name)
@@ -396,5 +414,9 @@ def _source(path):
         return "libritts"
     if _VCTK.fullmatch(stem):
         return "vctk"
-    folders = [p for p in Path(path).parts[:-1] if p.lower() not in ("audio", "wav", "wavs", "data", "emotion_dataset")]
+    folders = [
+        p
+        for p in Path(path).parts[:-1]
+        if p.lower() not in ("audio", "wav", "wavs", "data", "emotion_dataset")
+    ]
     return folders[0].lower() if folders else "unknown"

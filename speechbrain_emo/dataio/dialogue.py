@@ -1,14 +1,16 @@
 """Dialogues in a manifest: turns by two speakers, the last of which a model answers.
 
-A dialogue is a record with ``turns`` beside the keys of every record::
+A dialogue is a record with ``turns`` beside the keys of every record (``docs/architecture.md``)::
 
-    turns     list of {role, speaker, text, audio, gender, emotion, descriptors}: the conversation up to and with the
-              turn to be answered, which is the last one and the user's; ``audio`` is an index into ``audios``, or null
-              where the turn is text only
-    response  {text, speaker, emotion, descriptors} that the corpus has for the answer, or null
-    target    what the frozen language model answered to the styled transcript (``align`` writes it), or absent
+    turns     list of {role, speaker, transcript, audio, gender, emotion, descriptors}: the conversation up to and with
+              the turn to be answered, which is the last one and the user's. ``audio`` is an index into ``audios``, or
+              null. The assistant's turns are text for the model; where the corpus has them spoken, ``recording`` says
+              where.
+    audios    recordings of the user's spoken turns, in their order
+    reply     {transcript, speaker, emotion, descriptors, recording}: what the corpus's other speaker answers, or null
+    response  text to learn: what the frozen language model answers to the styled transcript; the command ``align``
+              writes it
     dialogue  name of the conversation; records cut from one conversation share it
-    audios    recordings of the turns, in their order
 
 ``transcript``, ``emotion``, ``descriptors``, ``speaker`` and ``gender`` of the record are those of the last turn.
 Everything here takes records and returns records: no audio is read.
@@ -19,7 +21,7 @@ import hashlib
 import random
 
 ROLES = ("user", "assistant")
-_OF_TURN = ("speaker", "gender", "emotion", "descriptors")
+_OF_TURN = ("speaker", "gender", "transcript", "emotion", "descriptors")
 
 
 class DialogueError(ValueError):
@@ -34,17 +36,17 @@ class DialogueError(ValueError):
     """
 
 
-def make_turn(role, text, audio=None, speaker=None, gender=None, emotion=None, descriptors=None):
-    """One turn as manifests hold it.
+def make_turn(role, transcript, recording=None, speaker=None, gender=None, emotion=None, descriptors=None):
+    """One turn, before :func:`dialogue_record` puts its recording into its place.
 
     Arguments
     ---------
     role : str
         ``user`` or ``assistant``.
-    text : str
+    transcript : str
         What is said.
-    audio : int, optional
-        Index into the record's ``audios``.
+    recording : dict, optional
+        ``{wav, duration}``, with ``start`` and ``stop`` where it is a segment.
     speaker, gender, emotion : str, optional
         As in a record.
     descriptors : dict, optional
@@ -56,22 +58,23 @@ def make_turn(role, text, audio=None, speaker=None, gender=None, emotion=None, d
 
     Example
     -------
-    >>> make_turn("user", "Good day.", 0, "A")["audio"]
-    0
+    >>> make_turn("user", "Good day.", speaker="A")["transcript"]
+    'Good day.'
     """
     return {
         "role": role,
         "speaker": speaker,
-        "text": text,
-        "audio": audio,
+        "transcript": transcript,
+        "audio": None,
         "gender": gender,
         "emotion": emotion,
         "descriptors": dict(descriptors or {}),
+        "recording": recording,
     }
 
 
-def dialogue_record(turns, audios, response=None, dialogue=None, **extra):
-    """A record over turns: roles from the response's side, only the audios that the turns use.
+def dialogue_record(turns, reply=None, dialogue=None, **extra):
+    """A record over turns: roles from the last turn, the user's recordings as ``audios``.
 
     The speaker of the last turn is the user; whoever else speaks is the assistant.
 
@@ -79,9 +82,7 @@ def dialogue_record(turns, audios, response=None, dialogue=None, **extra):
     ---------
     turns : sequence of dict
         As :func:`make_turn` makes them; their roles are set here.
-    audios : sequence of dict
-        ``{wav, duration}``, with ``start`` and ``stop`` where they are segments.
-    response : dict, optional
+    reply : dict, optional
         A turn of the other speaker.
     dialogue : str, optional
         Name of the conversation.
@@ -94,30 +95,59 @@ def dialogue_record(turns, audios, response=None, dialogue=None, **extra):
 
     Example
     -------
-    >>> turns = [make_turn("user", "Hi.", 0, "A"), make_turn("user", "Hello.", 1, "B")]
-    >>> record = dialogue_record(turns, [{"wav": "a.wav", "duration": 1.0}, {"wav": "b.wav", "duration": 2.0}])
-    >>> [t["role"] for t in record["turns"]], record["transcript"], record["duration"]
-    (['assistant', 'user'], 'Hello.', 3.0)
+    >>> a, b = {"wav": "a.wav", "duration": 1.0}, {"wav": "b.wav", "duration": 2.0}
+    >>> record = dialogue_record([make_turn("user", "Hi.", a, "A"), make_turn("user", "Hello.", b, "B")])
+    >>> [(t["role"], t["audio"]) for t in record["turns"]], record["transcript"], record["audios"]
+    ([('assistant', None), ('user', 0)], 'Hello.', [{'wav': 'b.wav', 'duration': 2.0}])
     """
     turns = [copy.deepcopy(dict(turn)) for turn in turns]
     last = turns[-1]
-    used = sorted({turn["audio"] for turn in turns if turn["audio"] is not None})
-    place = {old: new for new, old in enumerate(used)}
+    audios = []
     for turn in turns:
         turn["role"] = "user" if turn["speaker"] == last["speaker"] else "assistant"
-        turn["audio"] = None if turn["audio"] is None else place[turn["audio"]]
-    kept = [dict(audios[i]) for i in used]
-    record = {
-        "audios": kept,
-        "duration": round(sum(a["duration"] for a in kept), 6),
+        recording = turn.pop("recording", None)
+        turn["audio"] = None
+        if recording is not None and turn["role"] == "user":
+            turn["audio"] = len(audios)
+            audios.append(recording)
+        elif recording is not None:
+            turn["recording"] = recording
+    return {
+        "audios": audios,
+        "duration": round(sum(a["duration"] for a in audios), 6),
         **{key: copy.deepcopy(last[key]) for key in _OF_TURN},
-        "transcript": last["text"],
         "turns": turns,
-        "response": None if response is None else {k: v for k, v in response.items() if k not in ("role", "audio")},
+        "reply": None if reply is None else {k: v for k, v in reply.items() if k not in ("role", "audio")},
         "dialogue": dialogue,
         **extra,
     }
-    return record
+
+
+def open_turns(record):
+    """The turns of a dialogue as :func:`make_turn` makes them, each with its recording.
+
+    Arguments
+    ---------
+    record : dict
+        A dialogue.
+
+    Returns
+    -------
+    list of dict
+
+    Example
+    -------
+    >>> record = dialogue_record([make_turn("user", "Hi.", {"wav": "a.wav", "duration": 1.0}, "A")])
+    >>> open_turns(record)[0]["recording"]["wav"]
+    'a.wav'
+    """
+    opened = []
+    for turn in copy.deepcopy(record["turns"]):
+        audio = turn.pop("audio", None)
+        if audio is not None:
+            turn["recording"] = dict(record["audios"][audio])
+        opened.append({"recording": None, **turn, "audio": None})
+    return opened
 
 
 def check_dialogue(name, record):
@@ -133,7 +163,7 @@ def check_dialogue(name, record):
     Raises
     ------
     DialogueError
-        If a turn has an unknown role, no text, or an audio that the record lacks, or the last turn is not the user's.
+        If a turn has an unknown role, no words, or an audio that the record lacks, or the last turn is not the user's.
 
     Example
     -------
@@ -150,8 +180,8 @@ def check_dialogue(name, record):
         audio = turn.get("audio")
         if audio is not None and not (isinstance(audio, int) and 0 <= audio < len(audios)):
             raise DialogueError(f"{where} has audio {audio!r}, but the record has {len(audios)} audios")
-        if audio is None and not str(turn.get("text") or "").strip():
-            raise DialogueError(f"{where} has neither text nor audio")
+        if audio is None and not str(turn.get("transcript") or turn.get("text") or "").strip():
+            raise DialogueError(f"{where} has neither words nor audio")
     if turns[-1]["role"] != "user":
         raise DialogueError(f"{name}: the last turn is the assistant's: there is nothing to answer")
 
@@ -160,13 +190,13 @@ def reverse_roles(record):
     """The other half of a doubled evaluation: the reply is spoken by the user, and the assistant answers it.
 
     StyleTalk's evaluation is doubled by swapping user and assistant (arXiv 2508.08095). No source says how; here
-    what was the response becomes the user's last turn with its own style, so that what is answered is still speech. The
-    corpus has no reply to it: ``response`` is null, which judges do not need.
+    what was the reply becomes the user's last turn with its own style, so that what is answered is still speech. The
+    corpus has no reply to it: ``reply`` is null, which judges do not need.
 
     Arguments
     ---------
     record : dict
-        A dialogue whose ``response`` has an ``audio`` (``{wav, duration}``).
+        A dialogue whose ``reply`` has a ``recording``.
 
     Returns
     -------
@@ -175,27 +205,27 @@ def reverse_roles(record):
     Raises
     ------
     DialogueError
-        If the response has no recording.
+        If the reply has no recording.
 
     Example
     -------
-    >>> turn = make_turn("user", "Hi.", 0, "B")
-    >>> response = {**make_turn("assistant", "Hello!", None, "A", emotion="cheerful"), "recording": {"wav": "r", "duration": 1.0}}
-    >>> record = dialogue_record([turn], [{"wav": "c", "duration": 2.0}], response, "d")
-    >>> swapped = reverse_roles(record)
-    >>> [(t["role"], t["text"], t["audio"]) for t in swapped["turns"]], swapped["emotion"]
-    ([('assistant', 'Hi.', 0), ('user', 'Hello!', 1)], 'cheerful')
+    >>> c, r = {"wav": "c", "duration": 2.0}, {"wav": "r", "duration": 1.0}
+    >>> turn, reply = make_turn("user", "Hi.", c, "B"), make_turn("user", "Hello!", r, "A", emotion="cheerful")
+    >>> swapped = reverse_roles(dialogue_record([turn], reply, "d"))
+    >>> [(t["role"], t["transcript"], t["audio"]) for t in swapped["turns"]], swapped["emotion"]
+    ([('assistant', 'Hi.', None), ('user', 'Hello!', 0)], 'cheerful')
     """
-    response = record.get("response")
-    if not response or not response.get("recording"):
-        raise DialogueError(f"{record.get('dialogue')}: the response has no recording: roles cannot be swapped")
-    audios = [*record["audios"], response["recording"]]
-    turn = make_turn("user", response["text"], len(audios) - 1, **{k: response.get(k) for k in _OF_TURN})
-    extra = {k: v for k, v in record.items() if k not in _MADE}
-    return dialogue_record([*record["turns"], turn], audios, None, record.get("dialogue"), **extra)
+    reply = record.get("reply")
+    if not reply or not reply.get("recording"):
+        raise DialogueError(f"{record.get('dialogue')}: the reply has no recording: roles cannot be swapped")
+    return dialogue_record([*open_turns(record), dict(reply)], None, record.get("dialogue"), **_extra(record))
 
 
-_MADE = {"audios", "duration", "transcript", "turns", "response", "dialogue", "target", *_OF_TURN}
+_MADE = {"audios", "duration", "turns", "reply", "dialogue", "response", "cut", *_OF_TURN}
+
+
+def _extra(record):
+    return {k: copy.deepcopy(v) for k, v in record.items() if k not in _MADE}
 
 
 def cut_dialogue(record, end, start=0):
@@ -206,14 +236,14 @@ def cut_dialogue(record, end, start=0):
     record : dict
         A dialogue.
     end : int
-        Number of the turn to be answered, from 0; the turn after it is the response.
+        Number of the turn to be answered, from 0; the turn after it is the reply.
     start : int
         First turn that is kept.
 
     Returns
     -------
     dict
-        With ``cut: [start, end]``.
+        With ``cut: [start, end]`` and without ``response``, which would be another one.
 
     Raises
     ------
@@ -223,24 +253,20 @@ def cut_dialogue(record, end, start=0):
     Example
     -------
     >>> turns = [make_turn("user", t, None, s) for t, s in (("1", "A"), ("2", "B"), ("3", "A"))]
-    >>> cut = cut_dialogue(dialogue_record(turns, [], make_turn("assistant", "4", None, "B")), 1)
-    >>> [t["text"] for t in cut["turns"]], cut["response"]["text"], [t["role"] for t in cut["turns"]]
-    (['1', '2'], '3', ['assistant', 'user'])
+    >>> cut = cut_dialogue(dialogue_record(turns, make_turn("user", "4", None, "B")), 1)
+    >>> [(t["role"], t["transcript"]) for t in cut["turns"]], cut["reply"]["transcript"]
+    ([('assistant', '1'), ('user', '2')], '3')
     """
-    turns = record["turns"]
+    turns = open_turns(record)
     if not 0 <= start <= end < len(turns):
         raise DialogueError(
             f"{record.get('dialogue')}: cut from turn {start} to {end}; the dialogue has turns 0 to {len(turns) - 1}"
         )
-    response = record.get("response")
+    reply = copy.deepcopy(record.get("reply"))
     if end + 1 < len(turns):
-        following = turns[end + 1]
-        response = {k: v for k, v in following.items() if k not in ("role", "audio")}
-        if following["audio"] is not None:
-            response["recording"] = dict(record["audios"][following["audio"]])
-    extra = {k: v for k, v in record.items() if k not in _MADE and k != "cut"}
+        reply = turns[end + 1]
     return dialogue_record(
-        turns[start : end + 1], record["audios"], response, record.get("dialogue"), **extra, cut=[start, end]
+        turns[start : end + 1], reply, record.get("dialogue"), **_extra(record), cut=[start, end]
     )
 
 
@@ -261,13 +287,13 @@ def possible_ends(record, need_audio=True):
     Example
     -------
     >>> turns = [make_turn("user", t, None, s) for t, s in (("1", "A"), ("2", "A"), ("3", "B"))]
-    >>> possible_ends(dialogue_record(turns, []), need_audio=False)
+    >>> possible_ends(dialogue_record(turns), need_audio=False)
     [1, 2]
     """
-    turns = record["turns"]
+    turns = open_turns(record)
     ends = []
     for number, turn in enumerate(turns):
-        if need_audio and turn["audio"] is None:
+        if need_audio and turn["recording"] is None:
             continue
         if number + 1 == len(turns) or turns[number + 1]["speaker"] != turn["speaker"]:
             ends.append(number)
@@ -298,7 +324,7 @@ def augment_by_cuts(records, num_cuts=1, seed=0, need_audio=True, keep_whole=Tru
     Returns
     -------
     dict
-        id -> dialogue; a cut is called ``<id>@<start>-<end>``. Cuts have no ``target``: it would be another one.
+        id -> dialogue; a cut is called ``<id>@<start>-<end>``.
 
     Raises
     ------
@@ -307,9 +333,8 @@ def augment_by_cuts(records, num_cuts=1, seed=0, need_audio=True, keep_whole=Tru
 
     Example
     -------
-    >>> turns = [make_turn("user", str(i), i, "AB"[i % 2]) for i in range(4)]
-    >>> audios = [{"wav": f"{i}.wav", "duration": 1.0} for i in range(4)]
-    >>> out = augment_by_cuts({"d": dialogue_record(turns, audios)}, num_cuts=2)
+    >>> turns = [make_turn("user", str(i), {"wav": f"{i}.wav", "duration": 1.0}, "AB"[i % 2]) for i in range(4)]
+    >>> out = augment_by_cuts({"d": dialogue_record(turns)}, num_cuts=2)
     >>> len(out), all(len(out[k]["turns"]) < 4 for k in out if k != "d")
     (3, True)
     """

@@ -12,7 +12,7 @@ import soundfile
 
 from recipes.DailyTalk import dailytalk_prepare as dailytalk
 from recipes.StyleTalk import styletalk_prepare as styletalk
-from speechbrain_emo.dataio.dialogue import check_dialogue
+from speechbrain_emo.dataio.dialogue import check_dialogue, open_turns
 from speechbrain_emo.dataio.manifest import ManifestError
 
 
@@ -58,7 +58,9 @@ def write_styletalk(root, tables):
 def style_tree(tmp_path):
     root = tmp_path / "StyleTalk"
     train = [style_row(f"work_{i}", n) for i in range(10) for n in (0, 2)]
-    write_styletalk(root, {"train": train, "eval": [style_row(f"food_{i}", n) for i in range(4) for n in (0, 1)]})
+    write_styletalk(
+        root, {"train": train, "eval": [style_row(f"food_{i}", n) for i in range(4) for n in (0, 1)]}
+    )
     return root
 
 
@@ -68,7 +70,7 @@ def test_styletalk(style_tree, tmp_path):
     assert (len(train), len(valid), len(test)) == (18, 2, 16)
     assert not {r["dialogue"] for r in train.values()} & {r["dialogue"] for r in valid.values()}
     record = test["eval/food_1/c_0"]
-    assert [(t["role"], t["text"]) for t in record["turns"]] == [
+    assert [(t["role"], t["transcript"]) for t in record["turns"]] == [
         ("assistant", "I got the job!"),
         ("user", "Really? That is great."),
         ("assistant", "Yes, finally."),
@@ -77,14 +79,14 @@ def test_styletalk(style_tree, tmp_path):
     assert record["audios"] == [{"wav": "{data_root}/audio/food_1/c_0.wav", "duration": 0.2}]
     assert [t["audio"] for t in record["turns"]] == [None, None, None, 0]
     assert record["descriptors"] == {"speed": "slow", "volume": "low"} and record["emotion"] == "friendly"
-    assert record["response"]["text"] == "Next week: I can hardly wait!"
-    assert record["response"]["descriptors"] == {"speed": "fast", "volume": "high"}
+    assert record["reply"]["transcript"] == "Next week: I can hardly wait!"
+    assert record["reply"]["descriptors"] == {"speed": "fast", "volume": "high"}
     # The doubled half: what was the reply is now the user's spoken turn.
     swapped = test["eval/food_1/c_0-reversed"]
-    assert swapped["reversed"] and swapped["transcript"] == record["response"]["text"]
+    assert swapped["reversed"] and swapped["transcript"] == record["reply"]["transcript"]
     assert [t["role"] for t in swapped["turns"]] == ["user", "assistant", "user", "assistant", "user"]
     assert swapped["audios"][swapped["turns"][-1]["audio"]]["wav"] == "{data_root}/audio/food_1/r_0.wav"
-    assert swapped["emotion"] == "cheerful" and swapped["response"] is None
+    assert swapped["emotion"] == "cheerful" and swapped["reply"] is None
     assert not any("reversed" in name for name in train)
     plain = styletalk.prepare_styletalk(style_tree, tmp_path / "plain", role_reversal=False)
     assert len(load(plain, "test")) == 8
@@ -105,7 +107,7 @@ def test_styletalk_survives_faults(style_tree, tmp_path):
     for words in (
         r"train/work_0/c_0: left out: the context does not begin with 'A : ' or 'B : ': 'no speaker here'",
         r"train/work_0/c_2: left out: style 'furious' is not one of neutral, ",
-        r"train/work_1/c_0: left out: the reply has no text",
+        r"train/work_1/c_0: left out: the reply has no words",
         r"train/work_2/c_0: left out: .*c_0.wav: no such file",
         r"train/work_2/c_2: left out: .*c_2.wav: the file is empty",
         r"train/work_1/c_2: a second time in the table",
@@ -118,7 +120,9 @@ def test_styletalk_survives_faults(style_tree, tmp_path):
 
 
 def test_styletalk_missing(tmp_path, style_tree):
-    with pytest.raises(ManifestError, match="is not StyleTalk; missing: train.csv, eval.csv. .*github.com/DanielLin"):
+    with pytest.raises(
+        ManifestError, match="is not StyleTalk; missing: train.csv, eval.csv. .*github.com/DanielLin"
+    ):
         styletalk.prepare_styletalk(tmp_path / "none", tmp_path / "out")
     (style_tree / "eval.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ManifestError, match="eval.csv: no column diag_id, context"):
@@ -145,7 +149,9 @@ def test_the_real_tables_of_styletalk(shared_data, tmp_path):
     assert findings == []
     assert Counter(r["subset"] for r in records.values()) == {"train": 1838, "eval": 858}
     assert Counter(len(r["turns"]) for r in records.values()) == {4: 2696}
-    assert all(t["text"] and t["role"] in ("user", "assistant") for r in records.values() for t in r["turns"])
+    assert all(
+        t["transcript"] and t["role"] in ("user", "assistant") for r in records.values() for t in r["turns"]
+    )
     # Speakers take turns, so that the answer is always the other one's.
     assert all(
         a["speaker"] != b["speaker"] for r in records.values() for a, b in zip(r["turns"], r["turns"][1:])
@@ -189,19 +195,25 @@ def daily_tree(tmp_path):
 
 
 def test_dailytalk(daily_tree, tmp_path):
-    done = dailytalk.prepare_dailytalk(daily_tree, tmp_path / "out", speaker_genders={"0": "male", "1": "female"})
+    done = dailytalk.prepare_dailytalk(
+        daily_tree, tmp_path / "out", speaker_genders={"0": "male", "1": "female"}
+    )
     parts = {name: load(done, name) for name in done.manifests}
     dialogues = [{r["dialogue"] for r in part.values()} for part in parts.values()]
     assert [len(d) for d in dialogues] == [36, 2, 2] and len(set.union(*dialogues)) == 40
     for part in parts.values():
         for name, record in part.items():
             check_dialogue(name, record)
-            assert record["response"]["speaker"] != record["speaker"] and len(record["turns"]) <= 10
-            for turn in record["turns"]:
-                stem = Path(record["audios"][turn["audio"]]["wav"]).stem
-                assert stem.split("_")[1] == turn["speaker"] and f"turn {stem.split('_')[0]} of" in turn["text"]
+            assert record["reply"]["speaker"] != record["speaker"] and len(record["turns"]) <= 10
+            for turn in open_turns(record):
+                stem = Path(turn["recording"]["wav"]).stem
+                assert (
+                    stem.split("_")[1] == turn["speaker"]
+                    and f"turn {stem.split('_')[0]} of" in turn["transcript"]
+                )
+            assert len(record["audios"]) == sum(t["role"] == "user" for t in record["turns"])
     cut = [r for name, r in parts["train"].items() if "@" in name]
-    assert len(cut) >= 30 and not any("@" in name and r["turns"][0]["audio"] != 0 for name, r in parts["test"].items())
+    assert len(cut) >= 30 and not any("@" in name for part in ("valid", "test") for name in parts[part])
     record = parts["train"][next(n for n in parts["train"] if "@" not in n)]
     assert record["turns"][0]["emotion"] == "happiness" and record["turns"][0]["gender"] == "male"
     assert any("speaker 0 is in train and test" in str(f) for f in done.findings)
@@ -243,7 +255,7 @@ def test_dailytalk_survives_faults(daily_tree, tmp_path):
     for words in (
         r"2_0_d0: the dialogue ends before this turn: .*2_0_d0.wav: no such file",
         r"3_1_d1: the dialogue ends before this turn: emotion 'melancholy' is not one of",
-        r"0_0_d2: the dialogue ends before this turn: no text",
+        r"0_0_d2: the dialogue ends before this turn: no words",
         r"d2: left out: 0 usable turns",
         r"4_0_d4: the dialogue ends before this turn: .*4_0_d4.wav",
         r"2_0_d5: the dialogue ends before this turn: turn 1 is not in metadata.json",
@@ -253,11 +265,15 @@ def test_dailytalk_survives_faults(daily_tree, tmp_path):
     ):
         assert re.search(words, found), words
     assert set(records) == {f"d{n}" for n in range(12)} - {"d2", "d5"}
-    assert len(records["d0"]["turns"]) == 1 and records["d0"]["response"]["text"].startswith("This is turn 1")
+    assert len(records["d0"]["turns"]) == 1 and records["d0"]["reply"]["transcript"].startswith(
+        "This is turn 1"
+    )
 
 
 def test_dailytalk_missing(tmp_path, daily_tree):
-    with pytest.raises(ManifestError, match="missing: metadata.json, data. Perhaps you mean .*dailytalk. DailyTalk is linked"):
+    with pytest.raises(
+        ManifestError, match="missing: metadata.json, data. Perhaps you mean .*dailytalk. DailyTalk is linked"
+    ):
         dailytalk.prepare_dailytalk(tmp_path, tmp_path / "out")
     (daily_tree / "metadata.json").write_text("{")
     with pytest.raises(ManifestError, match="metadata.json: not a JSON file"):
@@ -294,4 +310,6 @@ def test_the_real_annotations_of_dailytalk(shared_data, tmp_path):
     done = dailytalk.prepare_dailytalk(root, tmp_path / "out", test_lists=lists)
     names = {part: {r["dialogue"] for r in load(done, part).values()} for part in done.manifests}
     assert names["test"] <= tested and not names["train"] & tested and len(names["test"]) >= 5
-    assert len(set.union(*names.values())) >= 0.95 * len(chosen), "more dialogues are lost than the lists explain"
+    assert len(set.union(*names.values())) >= 0.95 * len(chosen), (
+        "more dialogues are lost than the lists explain"
+    )

@@ -62,8 +62,11 @@ def test_official_parts(tree, tmp_path):
         "subset": "train-clean-100",
         "chapter": "208",
         "language": "en",
+        "corpus": "LibriSpeech",
     }
-    assert {r["subset"] for r in test.values()} == {"test-other"} and list(load(done, "valid")) == ["19-198-0000"]
+    assert {r["subset"] for r in test.values()} == {"test-other"} and list(load(done, "valid")) == [
+        "19-198-0000"
+    ]
     found = "\n".join(map(str, done.findings))
     assert "train-clean-360: the subset is absent" in found
     assert "train-clean-100: 3 utterances; the complete subset has 28539" in found
@@ -102,7 +105,9 @@ def test_faults_are_reported(tree, tmp_path):
 
 
 def test_missing_corpus(tree, tmp_path):
-    with pytest.raises(ManifestError, match="none does not exist. LibriSpeech is at https://www.openslr.org/12"):
+    with pytest.raises(
+        ManifestError, match="none does not exist. LibriSpeech is at https://www.openslr.org/12"
+    ):
         prepare_librispeech(tmp_path / "none", tmp_path / "out")
     with pytest.raises(ManifestError, match="holds none of train-clean-100.*Perhaps you mean .*LibriSpeech"):
         prepare_librispeech(tmp_path, tmp_path / "out")

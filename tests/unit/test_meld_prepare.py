@@ -11,9 +11,13 @@ import soundfile
 from recipes.MELD import meld_prepare as meld
 from speechbrain_emo.dataio.manifest import ManifestError
 
-av = pytest.importorskip("av", reason="PyAV makes and reads this test's clips: pip install 'speechbrain_emo[video]'")
+av = pytest.importorskip(
+    "av", reason="PyAV makes and reads this test's clips: pip install 'speechbrain_emo[video]'"
+)
 
-HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
+HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
+)
 SPEAKERS = ("Chandler", "Monica", "The Interviewer")
 
 
@@ -106,7 +110,12 @@ def test_faults_are_reported(tree, tmp_path, monkeypatch):
     (tree / "wav16k" / "test").mkdir(parents=True)
     (tree / "long.wav").rename(tree / "wav16k" / "test" / "dia1_utt1.wav")
     table = tree / "dev_sent_emo.csv"
-    broken = [line(7, 110, 7), line(8, 0, 0), line(9, 3, 0, emotion="bored"), '10,"No number",Ross,joy,positive,x,0,1,1,a,b']
+    broken = [
+        line(7, 110, 7),
+        line(8, 0, 0),
+        line(9, 3, 0, emotion="bored"),
+        '10,"No number",Ross,joy,positive,x,0,1,1,a,b',
+    ]
     table.write_bytes(table.read_bytes() + "\r\n".join([*broken, ""]).encode("cp1252"))
     done = meld.prepare_meld(tree, tmp_path / "out", progress=False)
     found = "\n".join(map(str, done.findings))
@@ -127,9 +136,13 @@ def test_faults_are_reported(tree, tmp_path, monkeypatch):
 
 def test_no_decoder_and_missing_corpus(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(meld, "_decoder", lambda: None)
-    with pytest.raises(meld.NoDecoder, match="18 clips of .*MELD.Raw are video and neither ffmpeg nor PyAV is here: install"):
+    with pytest.raises(
+        meld.NoDecoder, match="18 clips of .*MELD.Raw are video and neither ffmpeg nor PyAV is here: install"
+    ):
         meld.prepare_meld(tree, tmp_path / "out", progress=False)
-    with pytest.raises(ManifestError, match="is not MELD; missing: train_sent_emo.csv, dev.* https://affective-meld"):
+    with pytest.raises(
+        ManifestError, match="is not MELD; missing: train_sent_emo.csv, dev.* https://affective-meld"
+    ):
         meld.prepare_meld(tmp_path / "none", tmp_path / "out")
     (tree / "test_sent_emo.csv").write_text("a,b\n")
     with pytest.raises(ManifestError, match="test_sent_emo.csv: no column Utterance, Speaker"):
@@ -153,10 +166,20 @@ def test_the_real_tables(shared_data, tmp_path, encoding):
     assert findings == [] and {part: len(entries) for part, entries in rows.items()} == meld.NUM_ROWS
     texts = [row["Utterance"] for entries in rows.values() for row in entries.values()]
     assert not any(c in text for text in texts for c in "‘’“”…—\x92")
-    assert rows["train"][0, 0]["Utterance"].startswith("also I was the point person on my company's transition")
+    assert rows["train"][0, 0]["Utterance"].startswith(
+        "also I was the point person on my company's transition"
+    )
     assert any("é" in text for text in texts), "letters with accents are kept"
     counts = Counter(row["Emotion"] for row in rows["test"].values())
-    assert counts == {"neutral": 1256, "joy": 402, "anger": 345, "surprise": 281, "sadness": 208, "disgust": 68, "fear": 50}
+    assert counts == {
+        "neutral": 1256,
+        "joy": 402,
+        "anger": 345,
+        "surprise": 281,
+        "sadness": 208,
+        "disgust": 68,
+        "fear": 50,
+    }
     present = {json.loads(x)["key"].removeprefix("meld-") for x in listed.read_text().splitlines()}
     expected = {f"dia{d}_utt{u}-{part}" for part, entries in rows.items() for d, u in entries}
     assert {(k.split("-")[1], *map(int, re.findall(r"\d+", k))) for k in expected - present} == meld.BROKEN

@@ -50,11 +50,20 @@ def tree(tmp_path):
         rows.append(row(f"{speaker}_001", speaker, "FM"[s % 2]))
     for s in range(6):
         for emotion in ("angry", "happiness"):
-            wav(root / "emotion_dataset" / "ESD" / f"00{11 + s}" / emotion / f"00{11 + s}_0003{len(emotion)}.wav")
+            wav(
+                root
+                / "emotion_dataset"
+                / "ESD"
+                / f"00{11 + s}"
+                / emotion
+                / f"00{11 + s}_0003{len(emotion)}.wav"
+            )
             name = f"ESD-00{11 + s}-{emotion}-00{11 + s}_0003{len(emotion)}"
             rows.append(row(name, f"00{11 + s}", "FM"[s % 2], emotion=emotion))
     write_table(root / "caption" / "random_train.csv", rows[:-2])
-    write_table(root / "caption" / "random_test.csv", rows[-2:] + [{**rows[0], "style_prompt": "Another sentence."}])
+    write_table(
+        root / "caption" / "random_test.csv", rows[-2:] + [{**rows[0], "style_prompt": "Another sentence."}]
+    )
     return root
 
 
@@ -92,8 +101,14 @@ def test_a_record(tree, tmp_path):
     }
     assert everything["p226_001"]["wav"].endswith("VCTK/wav48/p226/p226_001_mic2.flac")
     # A second row of the same recording adds its sentence.
-    assert sorted(everything["100_12_000000_000000"]["descriptions"]) == ["A calm voice.", "Another sentence."]
-    assert any("dur: read as tempo: 28 style sentences agree with tempo, 0 with duration" in str(f) for f in done.findings)
+    assert sorted(everything["100_12_000000_000000"]["descriptions"]) == [
+        "A calm voice.",
+        "Another sentence.",
+    ]
+    assert any(
+        "dur: read as tempo: 28 style sentences agree with tempo, 0 with duration" in str(f)
+        for f in done.findings
+    )
 
 
 def test_dur_as_duration_is_noticed(tree, tmp_path):
@@ -121,7 +136,20 @@ def test_the_other_table(tmp_path):
         name = Path(path).name
         rows.append([s, path, name, "F", "high", "low", "high", "neutral", SLOW, "Some words."])
     wav(root / "TESS" / "OAF" / "OAF_back_angry.wav")
-    rows.append([9, "TESS/OAF/OAF_back_angry.wav", "OAF_back_angry.wav", "F", "low", "high", "low", "anger", FAST, "Back."])
+    rows.append(
+        [
+            9,
+            "TESS/OAF/OAF_back_angry.wav",
+            "OAF_back_angry.wav",
+            "F",
+            "low",
+            "high",
+            "low",
+            "anger",
+            FAST,
+            "Back.",
+        ]
+    )
     names = "num wav_fp item_name gender pitch tempo energy emotion style_prompt content_prompt".split()
     write_table(root / "all.csv", [dict(zip(names, r)) for r in rows])
     done = prepare_textrolspeech(root, tmp_path / "out", tables=["all.csv"])
@@ -159,7 +187,9 @@ def test_faults_are_reported(tree, tmp_path):
 
 
 def test_missing_corpus(tmp_path):
-    with pytest.raises(ManifestError, match="none does not exist. TextrolSpeech is linked from https://github.com"):
+    with pytest.raises(
+        ManifestError, match="none does not exist. TextrolSpeech is linked from https://github.com"
+    ):
         prepare_textrolspeech(tmp_path / "none", tmp_path / "out")
     write_table(tmp_path / "x.csv", [{"item_name": "a", "pitch": "low"}])
     with pytest.raises(ManifestError, match="(?s)holds no table.*x.csv lacks tempo/dur, energy, gender"):
@@ -168,7 +198,9 @@ def test_missing_corpus(tmp_path):
     with pytest.raises(ManifestError, match="holds no recording"):
         prepare_textrolspeech(tmp_path, tmp_path / "out")
     wav(tmp_path / "b.wav")
-    with pytest.raises(ManifestError, match="none of the 1 rows can be used; the first: no recording of this name"):
+    with pytest.raises(
+        ManifestError, match="none of the 1 rows can be used; the first: no recording of this name"
+    ):
         prepare_textrolspeech(tmp_path, tmp_path / "out")
     with pytest.raises(ManifestError, match="no such table: .*y.csv"):
         prepare_textrolspeech(tmp_path, tmp_path / "out", tables=["y.csv"])
