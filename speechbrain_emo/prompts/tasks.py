@@ -121,6 +121,9 @@ class AnswerFormat:
             If the value is not one of the field's allowed values.
         """
         raw = record.get(name) if name in (TRANSCRIPT, EMOTION) else record.get("descriptors", {}).get(name)
+        if raw is None and name == "gender":
+            # Corpora that describe no voice still know who speaks.
+            raw = record.get(name)
         if raw is None:
             return None
         kind = self.spec[name]
@@ -238,6 +241,9 @@ class InstructionTask:
         whose fields the record has.
     held_out : sequence of str, optional
         Wordings that training never sees; their numbers follow those of ``prompts``.
+    draw_held_out : bool
+        True: training draws them too. For a small language model that learns in text what a large one knows, before
+        speech training in which they are held out.
 
     Raises
     ------
@@ -256,7 +262,9 @@ class InstructionTask:
     # Markers of a prompt that are no slots.
     other_markers = ()
 
-    def __init__(self, name, prompts, answer, format, system=None, captions=(), held_out=()):
+    def __init__(
+        self, name, prompts, answer, format, system=None, captions=(), held_out=(), draw_held_out=False
+    ):
         if not prompts:
             raise ValueError(f"task {name!r} has no prompt: give at least one")
         unknown = [n for n in answer if n not in format.names]
@@ -267,6 +275,7 @@ class InstructionTask:
         self.name = name
         self.prompts = list(prompts)
         self.held_out = list(held_out)
+        self.draw_held_out = bool(draw_held_out)
         self.answer = tuple(answer)
         self.format = format
         self.system = system
@@ -281,7 +290,7 @@ class InstructionTask:
     def prompt_number(self, record, rng=None):
         """Which wording: drawn from ``rng`` in training, by a hash of utterance and task otherwise."""
         if rng is not None:
-            return rng.randrange(len(self.prompts))
+            return rng.randrange(len(self.prompts) + self.draw_held_out * len(self.held_out))
         return keyed_seed("prompt", record["id"], self.name) % len(self.prompts)
 
     def wording(self, number):
@@ -404,7 +413,7 @@ class ChoiceTask(InstructionTask):
         The answer, with ``{value}`` once.
     format : AnswerFormat
         Says the allowed values and the loss weight of the value.
-    system, captions, held_out :
+    system, captions, held_out, draw_held_out :
         As in :class:`InstructionTask`.
     num_choices : sequence of int, optional
         How many choices a list in training can have, the true one among them. Default: all.
@@ -438,8 +447,9 @@ class ChoiceTask(InstructionTask):
         captions=(),
         held_out=(),
         num_choices=None,
+        draw_held_out=False,
     ):
-        super().__init__(name, prompts, [field], format, system, captions, held_out)
+        super().__init__(name, prompts, [field], format, system, captions, held_out, draw_held_out)
         if isinstance(format.spec[field], str):
             raise ValueError(
                 f"task {name!r} asks for the field {field!r}, which has no list of values in the answer format"
@@ -529,9 +539,10 @@ class DialogueTask(InstructionTask):
     user's turn of the chat template. With ``text`` as the source of both slots the same prompt is the styled
     transcript that the frozen language model is asked about.
 
-    A record has ``turns``: objects with ``role`` (user or assistant) and ``transcript`` (or ``text``); a spoken one
-    has ``audio``, an index into the record's ``audios``, and may have ``descriptors`` and ``emotion``. The last turn
-    is the user's and is answered by ``response``. ``system`` of the record goes before that of the task.
+    A record has ``turns``: objects with ``role`` (user or assistant) and ``text``; a user's spoken one has ``audio``,
+    an index into the record's ``audios``, and may have ``descriptors`` and ``emotion``; the assistant's are text. The
+    last turn is the user's. The answer is ``target``, what the frozen language model answered to the styled
+    transcript, else the corpus's own ``response``. ``system`` of the record goes before that of the task.
 
     Arguments
     ---------
@@ -544,7 +555,7 @@ class DialogueTask(InstructionTask):
         Of the captions' fields; its weight of ``response`` weighs the answer.
     systems : sequence of str, optional
         System prompts, one of which is drawn.
-    captions, held_out :
+    captions, held_out, draw_held_out :
         As in :class:`InstructionTask`.
     max_history : int, optional
         How many turns before the last user turn are kept, the most recent ones. Default: all.
@@ -558,21 +569,39 @@ class DialogueTask(InstructionTask):
     -------
     >>> fmt = AnswerFormat({"transcript": "text", "emotion": ["sad", "happy"]})
     >>> task = DialogueTask("chat", ["{paralinguistic}{linguistic}"], fmt, captions=["({emotion})"])
-    >>> turns = [{"role": "user", "audio": 0, "transcript": "hello", "emotion": "sad"}]
-    >>> record = {"id": "d", "audios": [{}], "turns": turns, "response": "what happened?"}
+    >>> turns = [{"role": "user", "audio": 0, "text": "hello", "emotion": "sad"}]
+    >>> record = {"id": "d", "audios": [{}], "turns": turns, "target": "what happened?"}
     >>> example = task.build(record, slot_sources={"paralinguistic": "text"})
     >>> [s.source for s in example.slots], example.slots[0].text, example.answer[0].value
     (['text', 'speech'], ' (sad)', 'what happened?')
     """
 
-    def __init__(self, name, prompts, format, systems=(), captions=(), held_out=(), max_history=None):
-        super().__init__(name, prompts, [], format, None, captions, held_out)
+    def __init__(
+        self,
+        name,
+        prompts,
+        format,
+        systems=(),
+        captions=(),
+        held_out=(),
+        max_history=None,
+        draw_held_out=False,
+    ):
+        super().__init__(name, prompts, [], format, None, captions, held_out, draw_held_out)
         self.systems = list(systems)
         self.max_history = max_history
 
     def applies(self, record):
-        """Whether a record is a dialogue with a target response."""
-        return bool(record.get("turns")) and record.get("response") is not None
+        """Whether a record is a dialogue with an answer to learn."""
+        return bool(record.get("turns")) and self.response(record) is not None
+
+    @staticmethod
+    def response(record):
+        """The answer to learn: ``target``, else the text of ``response``, else None."""
+        if record.get("target") is not None:
+            return record["target"]
+        response = record.get("response")
+        return response.get("text") if isinstance(response, Mapping) else response
 
     def build(
         self,
@@ -618,18 +647,17 @@ class DialogueTask(InstructionTask):
             chosen = rng.randrange(len(systems)) if rng else keyed_seed("system", record["id"]) % len(systems)
             turns.append(Turn("system", (systems[chosen],)))
         for position, turn in enumerate(spoken):
-            if turn.get("audio") is None:
-                text = turn.get("text")
-                turns.append(Turn(turn["role"], (turn.get(TRANSCRIPT, "") if text is None else text,)))
+            if turn.get("audio") is None or turn["role"] == "assistant":
+                turns.append(Turn(turn["role"], (turn["text"],)))
                 continue
             sources = slot_sources
             if position < len(spoken) - 1 and history_sources is not None:
                 sources = history_sources
-            own = {**turn, "id": record["id"]}
+            own = {**turn, "id": record["id"], TRANSCRIPT: turn["text"]}
             parts = self.parts(self.wording(number), own, turn["audio"], rng, sources)
             turns.append(Turn(turn["role"], parts))
-        answer = ()
-        if record.get("response") is not None:
+        answer, response = (), self.response(record)
+        if response is not None:
             weight = self.format.weights.get("response", 1.0)
-            answer = (AnswerField("response", "", record["response"], weight),)
+            answer = (AnswerField("response", "", response, weight),)
         return Example(record["id"], self.name, tuple(turns), answer)

@@ -46,15 +46,15 @@ def dialogue(key="d", turns=3):
             {
                 "role": "user",
                 "audio": i,
-                "transcript": f"word {i}",
+                "text": f"word {i}",
                 "emotion": "happy",
                 "descriptors": descriptors,
             }
         )
         spoken.append({"role": "assistant", "text": f"reply {i}"})
     last = spoken[-2]
-    own = {k: last[k] for k in ("transcript", "emotion", "descriptors")}
-    return {"id": key, "audios": audios, "turns": spoken[:-1], "response": "the end", **own}
+    own = {"transcript": last["text"], "emotion": last["emotion"], "descriptors": last["descriptors"]}
+    return {"id": key, "audios": audios, "turns": spoken[:-1], "response": {"text": "the end"}, **own}
 
 
 def prompt_text(example):
@@ -162,6 +162,12 @@ def test_the_styled_transcript_is_the_same_prompt_in_words():
     assert [s.source for s in mixed.slots] == ["text"] * 4 + ["speech"] * 2
 
 
+def test_the_language_model_s_own_answer_goes_before_the_corpus_s():
+    assert chat().build({**dialogue(), "target": "my own"}).answer[0].value == "my own"
+    nothing = {**dialogue(), "response": None}
+    assert not chat().applies(nothing) and chat().build(nothing).answer == ()
+
+
 def test_history_is_cut_from_the_front():
     example = chat(max_history=2).build(dialogue())
     assert [t.role for t in example.turns] == ["user", "assistant", "user"]
@@ -172,7 +178,7 @@ def test_history_is_cut_from_the_front():
 
 def test_typed_turns_are_text():
     made = dialogue()
-    made["turns"][0] = {"role": "user", "transcript": "typed"}
+    made["turns"][0] = {"role": "user", "text": "typed"}
     example = chat().build(made)
     assert example.turns[0].parts == ("typed",)
     made["turns"] = made["turns"][:2]
