@@ -119,7 +119,7 @@ def build_parser():
         "judge",
         help="grade replies of a dialogue system by language models",
         description="CS (content, style, 1 to 5) and EGS (C1 to C4, 1 to 10) of every reply in a responses.jsonl of "
-        "any system: one JSON object a line with id, turns (role, transcript), style and response. Judgements are added to "
+        "any system: one JSON object a line with id, turns (role, text), style and response. Judgements are added to "
         "judgements.jsonl beside it; a second run asks only for what is missing.",
         **example(
             f"  {_PROGRAM} judge results/dual_qwen/1986/responses.jsonl "

@@ -150,7 +150,7 @@ def read_corpus(data_folder, speaker_genders=None):
     Returns
     -------
     records : dict
-        ``d<dialogue>`` -> dialogue up to its last turn but one, whose ``reply`` is the last turn.
+        ``d<dialogue>`` -> dialogue up to its last turn but one, whose ``response`` is the last turn.
     findings : list of Finding
         Turns and dialogues that are left out or odd.
 

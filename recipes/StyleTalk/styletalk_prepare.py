@@ -77,7 +77,7 @@ def prepare_styletalk(
     records, findings = read_corpus(data_folder, audio_folder)
     if role_reversal:
         for name in [n for n, r in records.items() if r["subset"] == "eval"]:
-            if records[name]["reply"]["recording"]:
+            if records[name]["response"]["recording"]:
                 swapped = {**reverse_roles(records[name]), "speaker": "unknown", "reversed": True}
                 records[f"{name}-reversed"] = swapped
             else:
@@ -228,12 +228,12 @@ def _record(data_folder, audio_folder, subset, row, findings, name):
         raise ValueError("the reply has no words")
     spoken = _recording(data_folder, audio_folder, row["curr_audio_id"])
     current = make_turn("user", words, spoken, who, None, *_style(row, "curr"))
-    reply = make_turn("user", text, None, other, None, *_style(row, "res"))
+    response = make_turn("user", text, None, other, None, *_style(row, "res"))
     try:
-        reply["recording"] = _recording(data_folder, audio_folder, row["res_audio_id"])
+        response["recording"] = _recording(data_folder, audio_folder, row["res_audio_id"])
     except AudioError as error:
         findings.append(Finding(name, f"reply without recording: {error}"))
-    record = dialogue_record([*turns, current], reply, row["diag_id"])
+    record = dialogue_record([*turns, current], response, row["diag_id"])
     # The corpus does not say who speaks which recording: one name for all, so that no split seems to hold speakers out.
     record.update(speaker="unknown", subset=subset, language="en", topic=row["diag_id"].rpartition("_")[0])
     return record

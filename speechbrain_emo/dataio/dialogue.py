@@ -2,13 +2,13 @@
 
 A dialogue is a record with ``turns`` beside the keys of every record (``docs/architecture.md``)::
 
-    turns     list of {role, speaker, transcript, audio, gender, emotion, descriptors}: the conversation up to and with
+    turns     list of {role, speaker, text, audio, gender, emotion, descriptors}: the conversation up to and with
               the turn to be answered, which is the last one and the user's. ``audio`` is an index into ``audios``, or
               null. The assistant's turns are text for the model; where the corpus has them spoken, ``recording`` says
               where.
     audios    recordings of the user's spoken turns, in their order
-    reply     {transcript, speaker, emotion, descriptors, recording}: what the corpus's other speaker answers, or null
-    response  text to learn: what the frozen language model answers to the styled transcript; the command ``align``
+    response  {text, speaker, emotion, descriptors, recording}: what the corpus's other speaker answers, or null
+    target    text to learn: what the frozen language model answers to the styled transcript; the command ``align``
               writes it
     dialogue  name of the conversation; records cut from one conversation share it
 
@@ -21,7 +21,7 @@ import hashlib
 import random
 
 ROLES = ("user", "assistant")
-_OF_TURN = ("speaker", "gender", "transcript", "emotion", "descriptors")
+_OF_TURN = ("speaker", "gender", "emotion", "descriptors")
 
 
 class DialogueError(ValueError):
@@ -36,14 +36,14 @@ class DialogueError(ValueError):
     """
 
 
-def make_turn(role, transcript, recording=None, speaker=None, gender=None, emotion=None, descriptors=None):
+def make_turn(role, text, recording=None, speaker=None, gender=None, emotion=None, descriptors=None):
     """One turn, before :func:`dialogue_record` puts its recording into its place.
 
     Arguments
     ---------
     role : str
         ``user`` or ``assistant``.
-    transcript : str
+    text : str
         What is said.
     recording : dict, optional
         ``{wav, duration}``, with ``start`` and ``stop`` where it is a segment.
@@ -58,13 +58,13 @@ def make_turn(role, transcript, recording=None, speaker=None, gender=None, emoti
 
     Example
     -------
-    >>> make_turn("user", "Good day.", speaker="A")["transcript"]
+    >>> make_turn("user", "Good day.", speaker="A")["text"]
     'Good day.'
     """
     return {
         "role": role,
         "speaker": speaker,
-        "transcript": transcript,
+        "text": text,
         "audio": None,
         "gender": gender,
         "emotion": emotion,
@@ -73,7 +73,7 @@ def make_turn(role, transcript, recording=None, speaker=None, gender=None, emoti
     }
 
 
-def dialogue_record(turns, reply=None, dialogue=None, **extra):
+def dialogue_record(turns, response=None, dialogue=None, **extra):
     """A record over turns: roles from the last turn, the user's recordings as ``audios``.
 
     The speaker of the last turn is the user; whoever else speaks is the assistant.
@@ -82,7 +82,7 @@ def dialogue_record(turns, reply=None, dialogue=None, **extra):
     ---------
     turns : sequence of dict
         As :func:`make_turn` makes them; their roles are set here.
-    reply : dict, optional
+    response : dict, optional
         A turn of the other speaker.
     dialogue : str, optional
         Name of the conversation.
@@ -116,8 +116,9 @@ def dialogue_record(turns, reply=None, dialogue=None, **extra):
         "audios": audios,
         "duration": round(sum(a["duration"] for a in audios), 6),
         **{key: copy.deepcopy(last[key]) for key in _OF_TURN},
+        "transcript": last["text"],
         "turns": turns,
-        "reply": None if reply is None else {k: v for k, v in reply.items() if k not in ("role", "audio")},
+        "response": None if response is None else {k: v for k, v in response.items() if k not in ("role", "audio")},
         "dialogue": dialogue,
         **extra,
     }
@@ -180,23 +181,23 @@ def check_dialogue(name, record):
         audio = turn.get("audio")
         if audio is not None and not (isinstance(audio, int) and 0 <= audio < len(audios)):
             raise DialogueError(f"{where} has audio {audio!r}, but the record has {len(audios)} audios")
-        if audio is None and not str(turn.get("transcript") or turn.get("text") or "").strip():
+        if audio is None and not str(turn.get("text") or "").strip():
             raise DialogueError(f"{where} has neither words nor audio")
     if turns[-1]["role"] != "user":
         raise DialogueError(f"{name}: the last turn is the assistant's: there is nothing to answer")
 
 
 def reverse_roles(record):
-    """The other half of a doubled evaluation: the reply is spoken by the user, and the assistant answers it.
+    """The other half of a doubled evaluation: the response is spoken by the user, and the assistant answers it.
 
     StyleTalk's evaluation is doubled by swapping user and assistant (arXiv 2508.08095). No source says how; here
-    what was the reply becomes the user's last turn with its own style, so that what is answered is still speech. The
-    corpus has no reply to it: ``reply`` is null, which judges do not need.
+    what was the response becomes the user's last turn with its own style, so that what is answered is still speech. The
+    corpus has no response to it: ``response`` is null, which judges do not need.
 
     Arguments
     ---------
     record : dict
-        A dialogue whose ``reply`` has a ``recording``.
+        A dialogue whose ``response`` has a ``recording``.
 
     Returns
     -------
@@ -205,23 +206,23 @@ def reverse_roles(record):
     Raises
     ------
     DialogueError
-        If the reply has no recording.
+        If the response has no recording.
 
     Example
     -------
     >>> c, r = {"wav": "c", "duration": 2.0}, {"wav": "r", "duration": 1.0}
-    >>> turn, reply = make_turn("user", "Hi.", c, "B"), make_turn("user", "Hello!", r, "A", emotion="cheerful")
-    >>> swapped = reverse_roles(dialogue_record([turn], reply, "d"))
-    >>> [(t["role"], t["transcript"], t["audio"]) for t in swapped["turns"]], swapped["emotion"]
+    >>> turn, response = make_turn("user", "Hi.", c, "B"), make_turn("user", "Hello!", r, "A", emotion="cheerful")
+    >>> swapped = reverse_roles(dialogue_record([turn], response, "d"))
+    >>> [(t["role"], t["text"], t["audio"]) for t in swapped["turns"]], swapped["emotion"]
     ([('assistant', 'Hi.', None), ('user', 'Hello!', 0)], 'cheerful')
     """
-    reply = record.get("reply")
-    if not reply or not reply.get("recording"):
-        raise DialogueError(f"{record.get('dialogue')}: the reply has no recording: roles cannot be swapped")
-    return dialogue_record([*open_turns(record), dict(reply)], None, record.get("dialogue"), **_extra(record))
+    response = record.get("response")
+    if not response or not response.get("recording"):
+        raise DialogueError(f"{record.get('dialogue')}: the response has no recording: roles cannot be swapped")
+    return dialogue_record([*open_turns(record), dict(response)], None, record.get("dialogue"), **_extra(record))
 
 
-_MADE = {"audios", "duration", "turns", "reply", "dialogue", "response", "cut", *_OF_TURN}
+_MADE = {"audios", "duration", "turns", "response", "dialogue", "target", "cut", *_OF_TURN, "transcript"}
 
 
 def _extra(record):
@@ -236,14 +237,14 @@ def cut_dialogue(record, end, start=0):
     record : dict
         A dialogue.
     end : int
-        Number of the turn to be answered, from 0; the turn after it is the reply.
+        Number of the turn to be answered, from 0; the turn after it is the response.
     start : int
         First turn that is kept.
 
     Returns
     -------
     dict
-        With ``cut: [start, end]`` and without ``response``, which would be another one.
+        With ``cut: [start, end]`` and without ``target``, which would be another one.
 
     Raises
     ------
@@ -254,7 +255,7 @@ def cut_dialogue(record, end, start=0):
     -------
     >>> turns = [make_turn("user", t, None, s) for t, s in (("1", "A"), ("2", "B"), ("3", "A"))]
     >>> cut = cut_dialogue(dialogue_record(turns, make_turn("user", "4", None, "B")), 1)
-    >>> [(t["role"], t["transcript"]) for t in cut["turns"]], cut["reply"]["transcript"]
+    >>> [(t["role"], t["text"]) for t in cut["turns"]], cut["response"]["text"]
     ([('assistant', '1'), ('user', '2')], '3')
     """
     turns = open_turns(record)
@@ -262,11 +263,11 @@ def cut_dialogue(record, end, start=0):
         raise DialogueError(
             f"{record.get('dialogue')}: cut from turn {start} to {end}; the dialogue has turns 0 to {len(turns) - 1}"
         )
-    reply = copy.deepcopy(record.get("reply"))
+    response = copy.deepcopy(record.get("response"))
     if end + 1 < len(turns):
-        reply = turns[end + 1]
+        response = turns[end + 1]
     return dialogue_record(
-        turns[start : end + 1], reply, record.get("dialogue"), **_extra(record), cut=[start, end]
+        turns[start : end + 1], response, record.get("dialogue"), **_extra(record), cut=[start, end]
     )
 
 

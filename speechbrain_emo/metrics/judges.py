@@ -4,7 +4,7 @@ The scores of arXiv 2508.08095 (section 4); its prompts are not published, ours 
 Any system's ``responses.jsonl`` can be judged: one JSON object a line with
 
     id         unique
-    turns      list of {role: user or assistant, transcript}: the conversation, the user's turn to be answered last
+    turns      list of {role: user or assistant, text}: the conversation, the user's turn to be answered last
     style      how the last turn was spoken, in words (optional)
     response   the reply to grade
 
@@ -141,7 +141,7 @@ class Rubric:
         list of dict
         """
         who = {"user": "User", "assistant": "Assistant", "system": "Instruction to the assistant"}
-        lines = [f"{who[t['role']]}: {' '.join(t['transcript'].split())}" for t in response["turns"]]
+        lines = [f"{who[t['role']]}: {' '.join(t['text'].split())}" for t in response["turns"]]
         middle = (self.low + self.high) // 2
         values = {
             "dialogue": "\n".join(lines),
@@ -566,7 +566,7 @@ def read_responses(path):
     Example
     -------
     >>> path = getfixture("tmp_path") / "responses.jsonl"
-    >>> _ = path.write_text('{"id": "a", "turns": [{"role": "user", "transcript": "Hi."}], "response": "Hello!"}')
+    >>> _ = path.write_text('{"id": "a", "turns": [{"role": "user", "text": "Hi."}], "response": "Hello!"}')
     >>> read_responses(path)[0]["response"]
     'Hello!'
     """
@@ -596,12 +596,12 @@ def read_responses(path):
             and all(
                 isinstance(t, dict)
                 and t.get("role") in ("user", "assistant", "system")
-                and isinstance(t.get("transcript"), str)
+                and isinstance(t.get("text"), str)
                 for t in turns
             )
             and turns[-1]["role"] == "user"
         ):
-            fault = "no 'turns' (a list of {role: user or assistant, transcript}, the user's last)"
+            fault = "no 'turns' (a list of {role: user or assistant, text}, the user's last)"
         if fault:
             faults.append(f"line {number}: {fault}")
             continue
@@ -620,11 +620,11 @@ def response_hash(response):
 
     Example
     -------
-    >>> turns = [{"role": "user", "transcript": "Hi."}]
+    >>> turns = [{"role": "user", "text": "Hi."}]
     >>> response_hash({"turns": turns, "response": "a"}) == response_hash({"turns": turns, "response": "b"})
     False
     """
-    turns = [[t["role"], t["transcript"]] for t in response["turns"]]
+    turns = [[t["role"], t["text"]] for t in response["turns"]]
     text = json.dumps([turns, response.get("style"), response["response"]], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
@@ -785,9 +785,10 @@ def summarize(judgements, rubrics, split="test", task="dialogue", num_bootstrap=
     Returns
     -------
     dict
-        ``metrics``: ``<split>.<task>.<judge>.<rubric>_<criterion>`` -> mean, with ``_low`` and ``_high`` for the
-        interval, ``_unparsable`` and ``_failed`` counts of the rubric; ``<split>.<task>.agreement.<...>_kappa`` for each pair and
-        ``_alpha`` over all judges. ``judges``: name -> rubric -> prompt hash. ``num_responses``.
+        ``metrics``: ``<split>.<task>.<judge>.<rubric>_<criterion>`` -> mean, with ``_low`` and ``_high`` for
+        the interval, ``_unparsable`` and ``_failed`` counts of the rubric; below ``<split>.<task>.agreement`` a
+        ``_kappa`` for each pair and an ``_alpha`` over all judges. ``judges``: name -> rubric -> prompt hash.
+        ``num_responses``.
     """
     names = list(dict.fromkeys(j.judge for j in judgements))
     ids = list(dict.fromkeys(j.id for j in judgements))

@@ -19,8 +19,8 @@ def dialogue(speakers="ABABA", audio=True, name="d"):
         return {"wav": f"{name}{i}.wav", "duration": 1.0 + i} if audio else None
 
     turns = [make_turn("user", f"turn {i}", recording(i), s, emotion=f"e{i}") for i, s in enumerate(speakers)]
-    reply = make_turn("assistant", "reply", {"wav": "r.wav", "duration": 9.0}, "B")
-    return dialogue_record(turns, reply, name, subset="x")
+    response = make_turn("assistant", "reply", {"wav": "r.wav", "duration": 9.0}, "B")
+    return dialogue_record(turns, response, name, subset="x")
 
 
 def test_a_record_is_its_last_turn():
@@ -32,7 +32,7 @@ def test_a_record_is_its_last_turn():
         "duration"
     ] == 9.0
     assert [t["audio"] for t in record["turns"]] == [0, None, 1, None, 2]
-    assert record["turns"][1]["recording"]["wav"] == "d1.wav" and record["reply"]["transcript"] == "reply"
+    assert record["turns"][1]["recording"]["wav"] == "d1.wav" and record["response"]["text"] == "reply"
     check_dialogue("d", record)
 
 
@@ -41,12 +41,12 @@ def test_a_cut_keeps_only_its_own_audio_and_is_answered_by_the_next_turn():
     before = copy.deepcopy(whole)
     cut = cut_dialogue(whole, 3, 1)
     assert whole == before
-    assert [t["transcript"] for t in cut["turns"]] == ["turn 1", "turn 2", "turn 3"]
+    assert [t["text"] for t in cut["turns"]] == ["turn 1", "turn 2", "turn 3"]
     # The one who answers now is A: the roles are the other way round than in the whole dialogue.
     assert [t["role"] for t in cut["turns"]] == ["user", "assistant", "user"]
     assert [a["wav"] for a in cut["audios"]] == ["d1.wav", "d3.wav"]
     assert [t["audio"] for t in cut["turns"]] == [0, None, 1]
-    assert cut["reply"]["transcript"] == "turn 4" and cut["reply"]["recording"]["wav"] == "d4.wav"
+    assert cut["response"]["text"] == "turn 4" and cut["response"]["recording"]["wav"] == "d4.wav"
     assert cut["subset"] == "x" and cut["cut"] == [1, 3] and cut["transcript"] == "turn 3"
     check_dialogue("cut", cut)
     # Cutting a cut is cutting once.
@@ -66,8 +66,8 @@ def test_cuts_depend_on_the_record_alone():
     lengths = {len(v["turns"]) for k, v in out.items() if "@" in k}
     assert len(lengths) >= 5, "cuts do not vary the length of the context"
     assert set(augment_by_cuts(records, 2, seed=4)) != set(out)
-    records["d0"]["response"] = "an answer"
-    assert all("response" not in v for k, v in augment_by_cuts(records, 2).items() if "@" in k)
+    records["d0"]["target"] = "an answer"
+    assert all("target" not in v for k, v in augment_by_cuts(records, 2).items() if "@" in k)
     with pytest.raises(ValueError, match="sides is 'middle'; allowed: end, start, both"):
         augment_by_cuts(records, sides="middle")
 
@@ -80,21 +80,21 @@ def test_cuts_where_only_the_last_turn_is_spoken():
     assert list(augment_by_cuts({"d": record}, 2)) == ["d"]
     out = augment_by_cuts({"d": record}, 2, sides="start", keep_whole=False)
     assert len(out) == 2
-    assert all(v["turns"][-1]["transcript"] == "turn 4" and v["audios"] for v in out.values())
-    assert all(len(v["turns"]) < 5 and v["reply"]["transcript"] == "reply" for v in out.values())
+    assert all(v["turns"][-1]["text"] == "turn 4" and v["audios"] for v in out.values())
+    assert all(len(v["turns"]) < 5 and v["response"]["text"] == "reply" for v in out.values())
 
 
 def test_reversed_roles():
     record = dialogue()
     swapped = reverse_roles(record)
     assert [t["role"] for t in swapped["turns"]] == ["assistant", "user"] * 3
-    assert swapped["turns"][-1]["transcript"] == "reply" and swapped["reply"] is None
+    assert swapped["turns"][-1]["text"] == "reply" and swapped["response"] is None
     assert [a["wav"] for a in swapped["audios"]] == ["d1.wav", "d3.wav", "r.wav"] and swapped[
         "speaker"
     ] == "B"
     check_dialogue("swapped", swapped)
-    record["reply"]["recording"] = None
-    with pytest.raises(DialogueError, match="d: the reply has no recording"):
+    record["response"]["recording"] = None
+    with pytest.raises(DialogueError, match="d: the response has no recording"):
         reverse_roles(record)
 
 
@@ -103,7 +103,7 @@ def test_reversed_roles():
     [
         (lambda r: r["turns"][2].update(role="bot"), "d: turn 2 has role 'bot'; allowed: user, assistant"),
         (lambda r: r["turns"][1].update(audio=9), "d: turn 1 has audio 9, but the record has 3 audios"),
-        (lambda r: r["turns"][1].update(transcript=" "), "d: turn 1 has neither words nor audio"),
+        (lambda r: r["turns"][1].update(text=" "), "d: turn 1 has neither words nor audio"),
         (lambda r: r["turns"].pop(), "d: the last turn is the assistant's"),
         (lambda r: r.update(turns=[]), "d: 'turns' is empty"),
     ],

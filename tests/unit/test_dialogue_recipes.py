@@ -70,7 +70,7 @@ def test_styletalk(style_tree, tmp_path):
     assert (len(train), len(valid), len(test)) == (18, 2, 16)
     assert not {r["dialogue"] for r in train.values()} & {r["dialogue"] for r in valid.values()}
     record = test["eval/food_1/c_0"]
-    assert [(t["role"], t["transcript"]) for t in record["turns"]] == [
+    assert [(t["role"], t["text"]) for t in record["turns"]] == [
         ("assistant", "I got the job!"),
         ("user", "Really? That is great."),
         ("assistant", "Yes, finally."),
@@ -79,14 +79,14 @@ def test_styletalk(style_tree, tmp_path):
     assert record["audios"] == [{"wav": "{data_root}/audio/food_1/c_0.wav", "duration": 0.2}]
     assert [t["audio"] for t in record["turns"]] == [None, None, None, 0]
     assert record["descriptors"] == {"speed": "slow", "volume": "low"} and record["emotion"] == "friendly"
-    assert record["reply"]["transcript"] == "Next week: I can hardly wait!"
-    assert record["reply"]["descriptors"] == {"speed": "fast", "volume": "high"}
+    assert record["response"]["text"] == "Next week: I can hardly wait!"
+    assert record["response"]["descriptors"] == {"speed": "fast", "volume": "high"}
     # The doubled half: what was the reply is now the user's spoken turn.
     swapped = test["eval/food_1/c_0-reversed"]
-    assert swapped["reversed"] and swapped["transcript"] == record["reply"]["transcript"]
+    assert swapped["reversed"] and swapped["transcript"] == record["response"]["text"]
     assert [t["role"] for t in swapped["turns"]] == ["user", "assistant", "user", "assistant", "user"]
     assert swapped["audios"][swapped["turns"][-1]["audio"]]["wav"] == "{data_root}/audio/food_1/r_0.wav"
-    assert swapped["emotion"] == "cheerful" and swapped["reply"] is None
+    assert swapped["emotion"] == "cheerful" and swapped["response"] is None
     assert not any("reversed" in name for name in train)
     plain = styletalk.prepare_styletalk(style_tree, tmp_path / "plain", role_reversal=False)
     assert len(load(plain, "test")) == 8
@@ -150,7 +150,7 @@ def test_the_real_tables_of_styletalk(shared_data, tmp_path):
     assert Counter(r["subset"] for r in records.values()) == {"train": 1838, "eval": 858}
     assert Counter(len(r["turns"]) for r in records.values()) == {4: 2696}
     assert all(
-        t["transcript"] and t["role"] in ("user", "assistant") for r in records.values() for t in r["turns"]
+        t["text"] and t["role"] in ("user", "assistant") for r in records.values() for t in r["turns"]
     )
     # Speakers take turns, so that the answer is always the other one's.
     assert all(
@@ -204,12 +204,12 @@ def test_dailytalk(daily_tree, tmp_path):
     for part in parts.values():
         for name, record in part.items():
             check_dialogue(name, record)
-            assert record["reply"]["speaker"] != record["speaker"] and len(record["turns"]) <= 10
+            assert record["response"]["speaker"] != record["speaker"] and len(record["turns"]) <= 10
             for turn in open_turns(record):
                 stem = Path(turn["recording"]["wav"]).stem
                 assert (
                     stem.split("_")[1] == turn["speaker"]
-                    and f"turn {stem.split('_')[0]} of" in turn["transcript"]
+                    and f"turn {stem.split('_')[0]} of" in turn["text"]
                 )
             assert len(record["audios"]) == sum(t["role"] == "user" for t in record["turns"])
     cut = [r for name, r in parts["train"].items() if "@" in name]
@@ -265,7 +265,7 @@ def test_dailytalk_survives_faults(daily_tree, tmp_path):
     ):
         assert re.search(words, found), words
     assert set(records) == {f"d{n}" for n in range(12)} - {"d2", "d5"}
-    assert len(records["d0"]["turns"]) == 1 and records["d0"]["reply"]["transcript"].startswith(
+    assert len(records["d0"]["turns"]) == 1 and records["d0"]["response"]["text"].startswith(
         "This is turn 1"
     )
 

@@ -32,11 +32,11 @@ def rubrics(*names):
 
 
 def responses(number):
-    turns = [{"role": "user", "transcript": "I lost my keys."}, {"role": "assistant", "transcript": "Oh no."}]
+    turns = [{"role": "user", "text": "I lost my keys."}, {"role": "assistant", "text": "Oh no."}]
     return [
         {
             "id": f"d{i}",
-            "turns": [*turns, {"role": "user", "transcript": f"Can you help, case {i}?"}],
+            "turns": [*turns, {"role": "user", "text": f"Can you help, case {i}?"}],
             "style": "sad, slow, quiet",
             "response": f"Of course, let us look for them ({i}).",
         }
