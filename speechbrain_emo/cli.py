@@ -1,4 +1,4 @@
-"""The toolkit in a shell: ``python -m speechbrain_emo explain | doctor | train``."""
+"""The toolkit in a shell: ``python -m speechbrain_emo explain | chat | judge | align | doctor | table | train``."""
 
 import argparse
 import importlib.metadata
@@ -22,6 +22,16 @@ def _positive(text):
     number = int(text) if text.lstrip("-").isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 and above")
+    return number
+
+
+def _positive_number(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
@@ -105,6 +115,51 @@ def build_parser():
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
 
+    judge = commands.add_parser(
+        "judge",
+        help="grade replies of a dialogue system by language models",
+        description="CS (content, style, 1 to 5) and EGS (C1 to C4, 1 to 10) of every reply in a responses.jsonl of "
+        "any system: one JSON object a line with id, turns (role, text), style and response. Judgements are added to "
+        "judgements.jsonl beside it; a second run asks only for what is missing.",
+        **example(
+            f"  {_PROGRAM} judge results/dual_qwen/1986/responses.jsonl "
+            "--judge http://localhost:8000/v1#Qwen2.5-72B-Instruct --judge local:models/Llama-3.1-70B-Instruct\n\n"
+            "Two judges show how far they agree; one alone gives no agreement. A key is read from the environment "
+            "(--key_variable).\n\nexit status: 0 every reply got an answer, 1 some did not (run again), 2 wrong "
+            "arguments or an unusable judge"
+        ),
+    )
+    judge.add_argument("responses", metavar="RESPONSES", help="responses.jsonl")
+    judge.add_argument(
+        "--judge",
+        action="append",
+        required=True,
+        metavar="URL#MODEL",
+        help="an OpenAI-compatible endpoint and its model, or local:FOLDER; may be given several times",
+    )
+    judge.add_argument("--rubric", action="append", metavar="NAME", help="cs or egs (default: both)")
+    judge.add_argument(
+        "--prompts", metavar="YAML", help="default: hparams/prompts/judges.yaml of this checkout"
+    )
+    judge.add_argument("--out", metavar="DIR", help="folder of judgements.jsonl (default: that of RESPONSES)")
+    judge.add_argument("--split", default="test", help="first part of the results' keys (default: test)")
+    judge.add_argument(
+        "--key_variable", default="OPENAI_API_KEY", metavar="NAME", help="holds the key of an endpoint"
+    )
+    judge.add_argument(
+        "--timeout", type=_positive_number, default=60.0, metavar="S", help="seconds of an answer"
+    )
+    judge.add_argument(
+        "--retries", type=int, default=4, metavar="N", help="further tries of a question (default: 4)"
+    )
+    judge.add_argument("--per_minute", type=_positive_number, metavar="N", help="most requests a minute")
+    judge.add_argument(
+        "--workers", type=_positive, default=4, metavar="N", help="requests at a time (default: 4)"
+    )
+    judge.add_argument(
+        "--max_tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)"
+    )
+
     train = commands.add_parser(
         "train",
         help="run an experiment, as train.py does",
@@ -156,6 +211,8 @@ def main(arguments=None):
             return print_doctor(options.folder, options.json)
         if options.command == "table":
             return _table(options.folders)
+        if options.command == "judge":
+            return _judge(options)
         return _explain(options)
     except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
         return finished.code if isinstance(finished.code, int) else USAGE
@@ -176,6 +233,46 @@ def _table(folders):
     except (FileNotFoundError, ValueError) as error:
         return _fail(str(error))
     return OK
+
+
+def _judge(options):
+    from pathlib import Path
+
+    from ruamel.yaml import YAML
+
+    from speechbrain_emo.metrics import judges as judging
+
+    prompts = options.prompts or Path(__file__).parents[1] / "hparams" / "prompts" / "judges.yaml"
+    if not Path(prompts).is_file():
+        return _fail(f"{prompts}: no such file; give the judges' prompts with --prompts YAML")
+    settings = {
+        name: getattr(options, name)
+        for name in ("key_variable", "timeout", "retries", "per_minute", "workers", "max_tokens")
+    }
+    folder = Path(options.out or Path(options.responses).parent)
+    try:
+        rubrics = judging.load_rubrics(
+            YAML(typ="safe", pure=True).load(Path(prompts).read_text(encoding="utf-8")), options.rubric
+        )
+        responses = judging.read_responses(options.responses)
+        judges = [judging.make_judge(text, **settings) for text in options.judge]
+        if len(judges) < 2:
+            print(
+                "note: one judge alone says nothing about agreement; give two (--judge twice)",
+                file=sys.stderr,
+            )
+        done = judging.judge_responses(
+            responses, judges, rubrics, folder / "judgements.jsonl", progress=sys.stderr.isatty()
+        )
+    except (ValueError, judging.JudgeError, OSError) as error:
+        return _fail(str(error))
+    summary = judging.summarize(done, rubrics, options.split)
+    judging.save_summary(folder, summary)
+    print(judging.format_report(summary, rubrics, options.split))
+    failed = sum(j.status == "failed" for j in done)
+    if failed:
+        print(f"{failed} of {len(done)} questions got no answer; run the command again", file=sys.stderr)
+    return FILES_FAILED if failed else OK
 
 
 def _explain(options):
