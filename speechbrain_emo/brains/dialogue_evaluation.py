@@ -168,7 +168,7 @@ class DialogueEvaluation:
         records = self.experiment.data[split].records
 
         def build(record):
-            if record.get(TRANSCRIPT) is None:
+            if not task.applies(record):
                 return None
             return task.build(record, slot_sources=self.sources(task, condition), prompt_number=number)
 
@@ -191,7 +191,7 @@ class DialogueEvaluation:
         lists = {}
 
         def build(record):
-            if task.format.value_of(record, task.field) is None:
+            if not task.applies(record):
                 return None
             lists[record["id"]] = task.draw_choices(record, num_choices=length)
             return task.build(
