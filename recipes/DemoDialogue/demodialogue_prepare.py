@@ -398,10 +398,10 @@ def prepare_demo_dialogue(
     """
     sizes = {"train": int(num_train), "valid": int(num_valid), "test": int(num_test)}
     for split, size in sizes.items():
-        least = len(EMOTIONS) * len(demo.SPEAKERS[split])
-        if split != "train" and size < least * (MOST_HISTORY + 2) // len(EMOTIONS):
+        each = len(EMOTIONS) if split == "train" else MOST_HISTORY + 2
+        if size < each * len(demo.SPEAKERS[split]):
             raise ValueError(
-                f"num_{split} is {size}: each of its voices needs {MOST_HISTORY + 2} utterances or more"
+                f"num_{split} is {size}: each of its {len(demo.SPEAKERS[split])} voices needs {each} utterances or more"
             )
     if not 0 <= int(num_pairs) <= sizes["test"]:
         raise ValueError(f"num_pairs is {num_pairs}; allowed: 0 to num_test")
