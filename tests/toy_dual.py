@@ -115,7 +115,7 @@ def build(folder):
         "validate_every": 1,
         "ckpt_interval_minutes": 0,
         "ckpt_interval_steps": 1,
-        "evaluation": {"max_new_tokens": 6, "batch_size": 5},
+        "evaluation": {"phases": ["stage1", "stage3"], "max_new_tokens": 6, "batch_size": 8},
     }
     path = folder / "overlay.yaml"
     path.write_text(yaml.safe_dump(overlay))

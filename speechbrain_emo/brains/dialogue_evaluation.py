@@ -46,7 +46,8 @@ class DialogueEvaluation:
         ``asr_task``, ``choice_tasks``, ``dialogue_task``, and optionally ``style_split`` and ``context_split`` (the
         test dialogues with the same words in another style, and with other words before the same utterance; matched by
         id), ``short_list`` (length of lists that training never showed), ``max_new_tokens``, ``batch_size``,
-        ``limit`` (test records, for a quick look).
+        ``limit`` (test records, for a quick look), ``probe_records`` (records of a split that the linear probes see,
+        about; 600).
 
     Example
     -------
@@ -73,8 +74,9 @@ class DialogueEvaluation:
 
     def numbers(self, split):
         """Records of a split that are measured, similar lengths together."""
-        data = self.experiment.data[split]
-        order = sorted(range(len(data.records)), key=lambda i: (data.records[i]["duration"], i))
+        records = self.experiment.data[split].records
+        seconds = [sum(a["duration"] for a in audio_segments(records[i])) for i in range(len(records))]
+        order = sorted(range(len(records)), key=lambda i: (seconds[i], i))
         limit = self.settings.get("limit")
         return order[:: max(len(order) // limit, 1)] if limit else order
 
@@ -88,8 +90,9 @@ class DialogueEvaluation:
             batch = data.collate_audio([loaded]).to(self.device)
             with torch.no_grad(), self.brain.evaluation_ctx:
                 output = self.model.front_end(*self.model.features(batch))
+            # On the CPU: all slots of a large test set would not leave room for the language model.
             self._slots[key] = {
-                kind: x[0, : int(output.slot_lengths[kind][0])] for kind, x in output.slots.items()
+                kind: x[0, : int(output.slot_lengths[kind][0])].cpu() for kind, x in output.slots.items()
             }
         return self._slots[key]
 
@@ -110,7 +113,8 @@ class DialogueEvaluation:
             lengths = [{kind: len(x[kind]) for kind in self.packer.slot_kinds} for x in own]
             rows.append(self.packer.encode(example, lengths, with_answer=with_answer))
         packed = self.packer.collate(rows, "right" if with_answer else "left", offsets).to(self.device)
-        slots = {k: torch.nn.utils.rnn.pad_sequence(v, batch_first=True) for k, v in filled.items() if v}
+        pad = torch.nn.utils.rnn.pad_sequence
+        slots = {k: pad(v, batch_first=True).to(self.device) for k, v in filled.items() if v}
         return packed, self.model.llm.embed(packed, slots)
 
     def answers(self, split, build, description=""):
@@ -240,9 +244,11 @@ class DialogueEvaluation:
     def leakage(self, phase, splits=("valid", "test")):
         """Held-out linear probes: words from each kind of embedding, emotion, gender and speaker too."""
         vectors, labels = {}, {"emotion": [], "speaker": [], "text": []}
+        most = self.settings.get("probe_records", 600)
         for split in splits:
             data = self.experiment.data[split]
-            for i in self.numbers(split):
+            order = self.numbers(split)
+            for i in order[:: max(len(order) // most, 1)]:
                 record = data.records[i]
                 slots = self.slots(split, i, max(len(record.get("audios") or ()) - 1, 0))
                 for kind, x in slots.items():

@@ -29,7 +29,7 @@ from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
 from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
 from speechbrain_emo.brains.styled_answers import complete_targets
 from speechbrain_emo.dataio.audio import load_audio
-from speechbrain_emo.dataio.feature_cache import FeatureCache
+from speechbrain_emo.dataio.feature_cache import FeatureCache, audio_segments
 from speechbrain_emo.dataio.manifest import read_manifest, split_hash, write_text_atomically
 from speechbrain_emo.metrics.calibration import fit_temperature, label_probabilities
 from speechbrain_emo.phases import PhaseSchedule
@@ -408,7 +408,8 @@ class SpeechLLMExperiment:
         """``results.json`` beside the checkpoints."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         seconds = self.brain.progress["seconds"]
-        audio = sum(r["duration"] for r in self.manifests["train"].values()) * self.schedule.num_epochs
+        audio = sum(a["duration"] for r in self.manifests["train"].values() for a in audio_segments(r))
+        audio *= self.schedule.num_epochs
         context = results.run_context(
             seed=self.hparams["seed"],
             hparams=plain_hparams(self.hparams),
