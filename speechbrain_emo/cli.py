@@ -163,15 +163,17 @@ def build_parser():
     chat = commands.add_parser(
         "chat",
         help="talk with a dialogue model: recordings or text in, text out",
-        description="Reads a line a turn: the name of a recording (a file that is there, or a suffix such as .wav), "
-        "else a text. Lines that begin with a slash: /describe FILE, /transcribe FILE, /history, /undo, /reset, /system "
-        "TEXT, /quit. A turn that cannot be taken is reported on stderr and the conversation goes on as it was.",
+        description="Reads a line a turn: the name of a recording (a file that is there, or a suffix such as "
+        ".wav), else a text. Lines that begin with a slash: /describe FILE, /transcribe FILE, /history, /undo, "
+        "/reset, /system TEXT, /quit. A turn that cannot be taken is reported on stderr, and the conversation "
+        "goes on as it was.",
         **example(
             f"  {_PROGRAM} chat --model results/demo_dual/1986\n"
             f"  printf 'turn1.wav\\nAnd why?\\n' | {_PROGRAM} chat --model results/demo_dual/1986 --json\n"
-            f"  {_PROGRAM} chat --model results/demo_dual/1986 --manifest test.json --responses responses.jsonl\n\n"
-            "A recording longer than the model allows (60 s unless it says otherwise) is refused; when the "
-            "conversation is longer than the model's context, its oldest turns are left out (--overflow error refuses the turn).\n\n"
+            f"  {_PROGRAM} chat --model results/demo_dual/1986 --manifest test.json --responses out.jsonl\n\n"
+            "A recording longer than the model allows (60 s unless it says otherwise) is refused; when the\n"
+            "conversation is longer than the model's context, its oldest turns are left out (--overflow error\n"
+            "refuses the turn).\n\n"
             "exit status: 0 every turn was answered, 1 some were not, 2 wrong arguments or no usable model"
         ),
     )
