@@ -129,7 +129,11 @@ def stretched(words, rng):
     """
     out = []
     for word in words.split():
-        out += [FILLER] * rng.choice((0, 0, 1, 2)) + [word] * rng.choice((1, 1, 2)) + [FILLER] * rng.choice((0, 1))
+        out += (
+            [FILLER] * rng.choice((0, 0, 1, 2))
+            + [word] * rng.choice((1, 1, 2))
+            + [FILLER] * rng.choice((0, 1))
+        )
     return " ".join(out)
 
 
@@ -394,10 +398,10 @@ def prepare_demo_dialogue(
     """
     sizes = {"train": int(num_train), "valid": int(num_valid), "test": int(num_test)}
     for split, size in sizes.items():
-        least = len(EMOTIONS) * len(demo.SPEAKERS[split])
-        if split != "train" and size < least * (MOST_HISTORY + 2) // len(EMOTIONS):
+        each = len(EMOTIONS) if split == "train" else MOST_HISTORY + 2
+        if size < each * len(demo.SPEAKERS[split]):
             raise ValueError(
-                f"num_{split} is {size}: each of its voices needs {MOST_HISTORY + 2} utterances or more"
+                f"num_{split} is {size}: each of its {len(demo.SPEAKERS[split])} voices needs {each} utterances or more"
             )
     if not 0 <= int(num_pairs) <= sizes["test"]:
         raise ValueError(f"num_pairs is {num_pairs}; allowed: 0 to num_test")
@@ -592,14 +596,24 @@ def prepare_dialogue_text(
     for split in ("valid", "test"):
         path = Path(manifest_folder) / f"{split}.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: prepare the corpus first (hparams/demo_whisper.yaml)")
+            raise FileNotFoundError(
+                f"{path} does not exist: prepare the corpus first (hparams/demo_whisper.yaml)"
+            )
         exclude += [r["transcript"] for r in json.loads(path.read_text(encoding="utf-8")).values()]
     records = list(text_records(num_train + num_valid, seed, exclude).items())
     Path(save_folder).mkdir(parents=True, exist_ok=True)
     write_manifest(Path(save_folder) / "train.json", dict(records[:num_train]))
     write_manifest(Path(save_folder) / "valid.json", dict(records[num_train:]))
-    texts = [t["text"] for _, r in records[:2000] for t in r["turns"]] + [r["response"]["text"] for _, r in records[:2000]]
-    words = [*vocabulary(), *EMOTIONS, FILLER, *demo.GENDERS, *(w for v in VALUES.values() for w in v.values())]
+    texts = [t["text"] for _, r in records[:2000] for t in r["turns"]] + [
+        r["response"]["text"] for _, r in records[:2000]
+    ]
+    words = [
+        *vocabulary(),
+        *EMOTIONS,
+        FILLER,
+        *demo.GENDERS,
+        *(w for v in VALUES.values() for w in v.values()),
+    ]
     # Every word both with and without the blank before it, often enough to become one token.
     texts += [" ".join(words), " " + " ".join(reversed(words))] * 40
     texts += [w for wording in wordings for w in [wording] * 40]

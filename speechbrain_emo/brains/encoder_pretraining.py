@@ -578,7 +578,10 @@ def _encoder(hparams, utterances, seed):
         classes = {"hubert": HubertModel, "whisper": WhisperEncoder}
         return classes[kind].from_pretrained(hparams["initial_encoder"], **attention)
     if kind == "whisper":
-        return build_tiny_whisper(seed=seed, **architecture)
+        encoder = build_tiny_whisper(seed=seed, **architecture)
+        if hparams["train_precision"] == "bf16":
+            encoder.set_attn_implementation("eager")
+        return encoder
     hubert = build_tiny_hubert(seed=seed, **architecture)
     levels = architecture.get("level_channels", 8)
     calibrate_filterbank(hubert, [u.samples for u in utterances[::20]], levels)

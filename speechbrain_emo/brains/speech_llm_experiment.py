@@ -22,10 +22,12 @@ from speechbrain_emo.baselines import merge_predictions, opensmile_svm
 from speechbrain_emo.brains import reports
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
 from speechbrain_emo.brains.diagnoses import diagnose_results
+from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
 from speechbrain_emo.brains.explainer import Explainer, as_result
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
 from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
+from speechbrain_emo.brains.styled_answers import complete_targets
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.feature_cache import FeatureCache
 from speechbrain_emo.dataio.manifest import read_manifest, split_hash, write_text_atomically
@@ -45,6 +47,7 @@ NOT_SETTINGS = (
     "corpus_hours",
     "num_train_records",
 )
+EVALUATIONS = ("emotion", "dual")
 
 
 class SpeechLLMExperiment:
@@ -176,9 +179,34 @@ class SpeechLLMExperiment:
             kwargs={"device": self.brain.device},
         )
 
+    def add_targets(self):
+        """Give dialogues the answers to learn: the frozen language model's own, kept in ``targets.jsonl``.
+
+        ``targets`` of the YAML: ``task``, ``splits``, ``max_new_tokens`` and ``batch_size``, and ``file`` where the
+        answers lie elsewhere. Records that have a ``target`` already keep it.
+        """
+        settings = self.hparams.get("targets")
+        if not settings:
+            return
+        path = pathlib.Path(settings.get("file") or self.output_folder / "targets.jsonl")
+        wanted = [
+            record
+            for split in settings["splits"]
+            for record in self.data[split].records.records
+            if record.get("turns") and record.get("target") is None
+        ]
+        arguments = [path, self.llm.to(self.brain.device), self.packer, self.tasks[settings["task"]], wanted]
+        options = {n: settings[n] for n in ("max_new_tokens", "batch_size") if n in settings}
+        # The main process writes what is missing; the others then read the complete file.
+        run_on_main(complete_targets, args=arguments, kwargs={**options, "device": self.brain.device})
+        found = complete_targets(*arguments, **options, device=self.brain.device)
+        for record in wanted:
+            record["target"] = found[record["id"]]
+
     def train(self):
         """Train every phase that is not done yet and load the best weights of the last one."""
         self.fill_cache()
+        self.add_targets()
         self.brain.train_all()
         self.brain.load_best(self.schedule.keys[-1])
         self.brain.modules.eval()
@@ -277,13 +305,50 @@ class SpeechLLMExperiment:
         return found
 
     def evaluate(self):
-        """Predict validation and test, calibrate, score, draw, and write ``results.json``.
+        """Measure what ``evaluation.kind`` asks for and write ``results.json``.
+
+        ``emotion`` (default): predict validation and test, calibrate, score, draw. ``dual``: see
+        ``dialogue_evaluation.py``.
 
         Returns
         -------
         dict
             The metrics.
+
+        Raises
+        ------
+        ValueError
+            If the kind is unknown.
         """
+        kind = self.hparams["evaluation"].get("kind", "emotion")
+        if kind not in EVALUATIONS:
+            raise ValueError(f"evaluation.kind is {kind!r}; allowed: {', '.join(EVALUATIONS)}")
+        return self.evaluate_dual() if kind == "dual" else self.evaluate_emotion()
+
+    def evaluate_dual(self):
+        """Attributes, words, leakage and dialogues of the phases that the YAML names."""
+        metrics = DialogueEvaluation(self).run()
+        self.evaluation_arguments = dict(self.hparams["evaluation"])
+        if if_main_process():
+            if self.hparams.get("oracle"):
+                oracle = json.loads(pathlib.Path(self.hparams["oracle"]).read_text(encoding="utf-8"))
+                metrics["test.emotion.oracle.accuracy"] = oracle["ua"]
+            self.write_results(metrics)
+            reports.training_pictures(self)
+            print(dual_table(metrics, self.hparams["evaluation"]))
+            if self.hparams.get("oracle"):
+                print(f"Oracle from the true parameters, emotion: {metrics['test.emotion.oracle.accuracy']:.3f}")
+            print(f"Trainable: {100 * self.trainable_share():.2f} % of all parameters")
+            print(f"Results: {self.output_folder}")
+        return metrics
+
+    def trainable_share(self):
+        """Parameters that train in some phase over all, the frozen encoder included."""
+        parts = [m for m in (self.encoder, self.model.front_end, self.llm) if m is not None]
+        return sum(self.trainable_parameters().values()) / sum(p.numel() for m in parts for p in m.parameters())
+
+    def evaluate_emotion(self):
+        """Predict validation and test, calibrate, score, draw, and write ``results.json``."""
         hparams, settings = self.hparams, self.hparams["evaluation"]
         labels = list(self.format.labels)
         valid = self.predict("valid", gold=False, all_prompts=False)
@@ -356,6 +421,7 @@ class SpeechLLMExperiment:
             train_audio_seconds_per_second=audio / seconds if seconds else None,
             peak_memory_bytes=peak,
             trainable_parameters=self.trainable_parameters(),
+            trainable_share=self.trainable_share(),
         )
         results.write_results(self.output_folder, metrics, context)
 
@@ -510,7 +576,8 @@ def run_speech_llm(hparams, run_opts):
         run_on_main(experiment.llm.save_pretrained, args=[hparams["llm_folder"]])
     if hparams.get("evaluation"):
         experiment.evaluate()
-        run_on_main(experiment.export)
+        if hparams["evaluation"].get("kind", "emotion") == "emotion":
+            run_on_main(experiment.export)
     run_on_main(write_text_atomically, args=[done, settings])
 
 

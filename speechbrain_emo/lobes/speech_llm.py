@@ -566,6 +566,28 @@ class SpeechLLM(nn.Module):
             num_correct=correct.sum(),
         )
 
+    @torch.no_grad()
+    def answer_log_probs(self, embeddings, packed):
+        """Log-probabilities of the whole vocabulary at the answer positions, for comparing two prompts.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Of :meth:`embed`, shape (B, P, d).
+        packed : PackedBatch
+            With answers.
+
+        Returns
+        -------
+        list of torch.Tensor
+            For each row, float32 (answer tokens, V): entry t predicts the answer's token t, the end token included.
+        """
+        mask, position_ids = self._causal_inputs(packed)
+        hidden, _ = self._hidden(embeddings, mask, position_ids)
+        predicted = (packed.labels[:, 1:] != IGNORED_LABEL) & packed.attention_mask[:, :-1].bool()
+        head = self.causal_lm.get_output_embeddings()
+        return [head(h[p]).float().log_softmax(-1) for h, p in zip(hidden[:, :-1], predicted)]
+
     def _check_trained_base(self):
         weight = self.causal_lm.get_input_embeddings().weight
         if not (weight.requires_grad and torch.is_grad_enabled()):

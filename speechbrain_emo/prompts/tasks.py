@@ -244,6 +244,8 @@ class InstructionTask:
     draw_held_out : bool
         True: training draws them too. For a small language model that learns in text what a large one knows, before
         speech training in which they are held out.
+    corpora : sequence of str, optional
+        Corpora (a record's ``corpus``) that the task is for. Default: all.
 
     Raises
     ------
@@ -263,7 +265,16 @@ class InstructionTask:
     other_markers = ()
 
     def __init__(
-        self, name, prompts, answer, format, system=None, captions=(), held_out=(), draw_held_out=False
+        self,
+        name,
+        prompts,
+        answer,
+        format,
+        system=None,
+        captions=(),
+        held_out=(),
+        draw_held_out=False,
+        corpora=(),
     ):
         if not prompts:
             raise ValueError(f"task {name!r} has no prompt: give at least one")
@@ -277,6 +288,7 @@ class InstructionTask:
         self.held_out = list(held_out)
         self.draw_held_out = bool(draw_held_out)
         self.answer = tuple(answer)
+        self.corpora = list(corpora)
         self.format = format
         self.system = system
         self.captions = list(captions)
@@ -284,8 +296,11 @@ class InstructionTask:
         self.slot_kinds = tuple(sorted(kinds - set(self.other_markers)))
 
     def applies(self, record):
-        """Whether a record has what the answer needs: at least one of its fields."""
-        return bool(self.format.fields_of(record, self.answer))
+        """Whether a record is of the task's corpora and has at least one field of the answer."""
+        return self._is_for(record) and bool(self.format.fields_of(record, self.answer))
+
+    def _is_for(self, record):
+        return not self.corpora or record.get("corpus") in self.corpora
 
     def prompt_number(self, record, rng=None):
         """Which wording: drawn from ``rng`` in training, by a hash of utterance and task otherwise."""
@@ -413,8 +428,10 @@ class ChoiceTask(InstructionTask):
         The answer, with ``{value}`` once.
     format : AnswerFormat
         Says the allowed values and the loss weight of the value.
-    system, captions, held_out, draw_held_out :
+    system, captions, held_out, draw_held_out, corpora :
         As in :class:`InstructionTask`.
+    values : sequence of str, optional
+        The choices, where a corpus knows fewer values than the answer format.
     num_choices : sequence of int, optional
         How many choices a list in training can have, the true one among them. Default: all.
 
@@ -448,8 +465,10 @@ class ChoiceTask(InstructionTask):
         held_out=(),
         num_choices=None,
         draw_held_out=False,
+        corpora=(),
+        values=None,
     ):
-        super().__init__(name, prompts, [field], format, system, captions, held_out, draw_held_out)
+        super().__init__(name, prompts, [field], format, system, captions, held_out, draw_held_out, corpora)
         if isinstance(format.spec[field], str):
             raise ValueError(
                 f"task {name!r} asks for the field {field!r}, which has no list of values in the answer format"
@@ -462,11 +481,18 @@ class ChoiceTask(InstructionTask):
             )
         self.field = field
         self.sentence = sentence
-        self.values = format.spec[field]
+        self.values = tuple(format.spec[field] if values is None else values)
+        unknown = [v for v in self.values if v not in format.spec[field]]
+        if unknown:
+            raise ValueError(f"task {name!r}: values {unknown} are not allowed by the answer format")
         self.num_choices = None if num_choices is None else [int(n) for n in num_choices]
         bad = [n for n in self.num_choices or () if not 2 <= n <= len(self.values)]
         if bad:
             raise ValueError(f"task {name!r}: num_choices has {bad}; allowed: 2 to {len(self.values)}")
+
+    def applies(self, record):
+        """Whether a record is of the task's corpora and its value is one of the choices."""
+        return self._is_for(record) and self.format.value_of(record, self.field) in self.values
 
     def draw_choices(self, record, rng=None, num_choices=None):
         """The list of an utterance: shuffled by ``rng`` in training, by a hash of the utterance otherwise.
@@ -555,7 +581,7 @@ class DialogueTask(InstructionTask):
         Of the captions' fields; its weight of ``response`` weighs the answer.
     systems : sequence of str, optional
         System prompts, one of which is drawn.
-    captions, held_out, draw_held_out :
+    captions, held_out, draw_held_out, corpora :
         As in :class:`InstructionTask`.
     max_history : int, optional
         How many turns before the last user turn are kept, the most recent ones. Default: all.
@@ -586,14 +612,15 @@ class DialogueTask(InstructionTask):
         held_out=(),
         max_history=None,
         draw_held_out=False,
+        corpora=(),
     ):
-        super().__init__(name, prompts, [], format, None, captions, held_out, draw_held_out)
+        super().__init__(name, prompts, [], format, None, captions, held_out, draw_held_out, corpora)
         self.systems = list(systems)
         self.max_history = max_history
 
     def applies(self, record):
         """Whether a record is a dialogue with an answer to learn."""
-        return bool(record.get("turns")) and self.response(record) is not None
+        return self._is_for(record) and bool(record.get("turns")) and self.response(record) is not None
 
     @staticmethod
     def response(record):

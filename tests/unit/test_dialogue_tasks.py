@@ -138,6 +138,17 @@ def test_wrong_choice_tasks_are_refused(change, message):
         ChoiceTask("pitch", **arguments)
 
 
+def test_a_task_can_be_for_some_corpora_and_some_values():
+    task = ChoiceTask(
+        "emotion", ["{linguistic} {choices}"], "emotion", "{value}", FORMAT, corpora=["a"], values=["sad", "happy"]
+    )
+    assert task.applies(record(corpus="a")) and not task.applies(record(corpus="b"))
+    assert not task.applies({**record(corpus="a"), "emotion": "angry"})
+    assert sorted(task.draw_choices(record())) == ["happy", "sad"]
+    with pytest.raises(ValueError, match="not allowed by the answer format"):
+        ChoiceTask("e", ["{choices}"], "emotion", "{value}", FORMAT, values=["bored"])
+
+
 # -- dialogues -----------------------------------------------------------------------------------------------
 
 
