@@ -160,6 +160,49 @@ def build_parser():
         "--max_tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)"
     )
 
+    chat = commands.add_parser(
+        "chat",
+        help="talk with a dialogue model: recordings or text in, text out",
+        description="Reads a line a turn: the name of a recording (a file that is there, or a suffix such as "
+        ".wav), else a text. Lines that begin with a slash: /describe FILE, /transcribe FILE, /history, /undo, "
+        "/reset, /system TEXT, /quit. A turn that cannot be taken is reported on stderr, and the conversation "
+        "goes on as it was.",
+        **example(
+            f"  {_PROGRAM} chat --model results/demo_dual/1986\n"
+            f"  printf 'turn1.wav\\nAnd why?\\n' | {_PROGRAM} chat --model results/demo_dual/1986 --json\n"
+            f"  {_PROGRAM} chat --model results/demo_dual/1986 --manifest test.json --responses out.jsonl\n\n"
+            "A recording longer than the model allows (60 s unless it says otherwise) is refused; when the\n"
+            "conversation is longer than the model's context, its oldest turns are left out (--overflow error\n"
+            "refuses the turn).\n\n"
+            "exit status: 0 every turn was answered, 1 some were not, 2 wrong arguments or no usable model"
+        ),
+    )
+    chat.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a training or an exported model"
+    )
+    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: that of training)")
+    chat.add_argument(
+        "--past",
+        choices=("speech", "text"),
+        default="speech",
+        help="past spoken turns stay speech, or become transcript and caption (default: speech)",
+    )
+    chat.add_argument(
+        "--overflow", choices=("drop", "error"), default="drop", help="when the context is full"
+    )
+    chat.add_argument("--max_new_tokens", type=_positive, metavar="N", help="longest answer")
+    chat.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
+    )
+    chat.add_argument(
+        "--json", action="store_true", help="one JSON object a turn instead of a stream of text"
+    )
+    chat.add_argument("--manifest", metavar="JSON", help="answer its dialogues instead of the terminal's")
+    chat.add_argument("--data_folder", metavar="DIR", help="what {data_root} stands for in the manifest")
+    chat.add_argument(
+        "--responses", metavar="JSONL", help="where the answers to the manifest go, for `judge`"
+    )
+
     train = commands.add_parser(
         "train",
         help="run an experiment, as train.py does",
@@ -213,6 +256,8 @@ def main(arguments=None):
             return _table(options.folders)
         if options.command == "judge":
             return _judge(options)
+        if options.command == "chat":
+            return _chat(options)
         return _explain(options)
     except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
         return finished.code if isinstance(finished.code, int) else USAGE
@@ -233,6 +278,111 @@ def _table(folders):
     except (FileNotFoundError, ValueError) as error:
         return _fail(str(error))
     return OK
+
+
+def _run_opts(device):
+    """SpeechBrain's run options for a device, and None or why it cannot be used."""
+    import torch
+
+    if device is None:
+        return None, None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        return None, f"--device {device}: cannot be used here ({reason}); leave it out, or give cpu"
+    return {"device": device}, None
+
+
+def _chat(options):
+    import transformers
+
+    from speechbrain_emo.inference import EmotionalChat
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if (options.manifest is None) != (options.responses is None):
+        return _fail("--manifest and --responses belong together: what to answer, and where the answers go")
+    run_opts, problem = _run_opts(options.device)
+    if problem:
+        return _fail(problem)
+    try:
+        chat = EmotionalChat.from_hparams(source=options.model, run_opts=run_opts)
+    except (ValueError, OSError) as error:
+        return _fail(f"cannot use the model of --model {options.model}: {error}")
+    chat.system, chat.past_speech, chat.overflow = options.system, options.past, options.overflow
+    if options.max_new_tokens is not None:
+        chat.max_new_tokens = options.max_new_tokens
+    if options.manifest is not None:
+        return _respond(chat, options)
+    failed, interactive = 0, sys.stdin.isatty()
+    while True:
+        if interactive:
+            print("> ", end="", flush=True, file=sys.stderr)
+        line = sys.stdin.readline()
+        if not line or line.strip() in ("/quit", "/exit"):
+            break
+        if not line.strip() and interactive:
+            continue
+        try:
+            if line.startswith("/") and not os.path.isfile(line.strip()):
+                _command(chat, line.strip(), options.json)
+            elif options.json:
+                reply = chat.say(line.strip())
+                print(json.dumps({"turn": line.strip(), **vars(reply)}, ensure_ascii=False), flush=True)
+            else:
+                for piece in chat.stream(line.strip()):
+                    print(piece, end="", flush=True)
+                print(flush=True)
+        except (ValueError, OSError) as error:  # ChatError and AudioError are ValueErrors.
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    return FILES_FAILED if failed else OK
+
+
+def _command(chat, line, as_json):
+    """A line of the conversation that begins with a slash."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/describe":
+        found = chat.describe(rest)
+        print(json.dumps(vars(found), ensure_ascii=False) if as_json else found)
+    elif name == "/transcribe":
+        words = chat.transcribe(rest)
+        print(json.dumps({"transcript": words}, ensure_ascii=False) if as_json else words)
+    elif name == "/history":
+        for turn in chat.history:
+            print(f"{turn.role}: {turn.audio if turn.is_speech else turn.text}")
+    elif name == "/undo":
+        del chat.history[-2:]
+    elif name == "/reset":
+        chat.reset()
+    elif name == "/system":
+        chat.system = rest or None
+    else:
+        raise ValueError(
+            f"{name} is no command; there are /describe FILE, /transcribe FILE, /history, /undo, /reset, /system TEXT, "
+            "/quit"
+        )
+
+
+def _respond(chat, options):
+    from speechbrain_emo.dataio.manifest import read_manifest
+
+    replacements = {"data_root": options.data_folder} if options.data_folder else None
+    try:
+        records = read_manifest(options.manifest, replacements)
+    except ValueError as error:
+        return _fail(str(error))
+    dialogues = {name: record for name, record in records.items() if record.get("turns")}
+    if not dialogues:
+        return _fail(f"{options.manifest} holds no dialogue (a record with 'turns')")
+    failures = chat.respond(dialogues, options.responses, progress=sys.stderr.isatty())
+    for name, message in failures.items():
+        print(f"error: {name}: {message}", file=sys.stderr)
+    print(f"{len(dialogues) - len(failures)} of {len(dialogues)} dialogues answered in {options.responses}")
+    return FILES_FAILED if failures else OK
 
 
 def _judge(options):
@@ -276,7 +426,6 @@ def _judge(options):
 
 
 def _explain(options):
-    import torch
     import transformers
 
     from speechbrain_emo.inference import EmotionExplainer
@@ -284,16 +433,9 @@ def _explain(options):
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    run_opts = None
-    if options.device is not None:
-        try:
-            torch.empty(1, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            return _fail(
-                f"--device {options.device}: cannot be used here ({reason}); leave it out, or give cpu"
-            )
-        run_opts = {"device": options.device}
+    run_opts, problem = _run_opts(options.device)
+    if problem:
+        return _fail(problem)
     try:
         explainer = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
     except (ValueError, OSError) as error:

@@ -655,6 +655,36 @@ class SpeechLLM(nn.Module):
         return rows
 
     @torch.no_grad()
+    def extend(self, embeddings, cache=None):
+        """Read on in one row and predict the token that follows, with the keys and values of what came before.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Of :meth:`embed`, shape (1, P, d), P at least 1: only the positions that are new.
+        cache : transformers.Cache, optional
+            Of an earlier call; it grows in place. ``cache.crop(-n)`` takes off its last n positions.
+
+        Returns
+        -------
+        tuple
+            Logits float32, shape (V,), and the cache.
+
+        Raises
+        ------
+        ValueError
+            If there is no position, or more than one row.
+        """
+        if embeddings.dim() != 3 or embeddings.shape[0] != 1 or embeddings.shape[1] < 1:
+            raise ValueError(
+                f"embeddings have shape {tuple(embeddings.shape)}; needed: (1, P, d) with P at least 1"
+            )
+        past = 0 if cache is None else cache.get_seq_length()
+        positions = torch.arange(past, past + embeddings.shape[1], device=embeddings.device)[None]
+        hidden, cache = self._hidden(embeddings, None, positions, cache, use_cache=True)
+        return self.causal_lm.get_output_embeddings()(hidden[0, -1]).float(), cache
+
+    @torch.no_grad()
     def score(self, embeddings, packed, candidates, max_rows=256):
         """Length-normalised log-likelihood of each candidate answer after each prompt.
 
