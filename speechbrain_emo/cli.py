@@ -1,4 +1,4 @@
-"""The toolkit in a shell: ``python -m speechbrain_emo explain | align | annotate | doctor | train``."""
+"""The toolkit in a shell: ``python -m speechbrain_emo COMMAND``; ``--help`` lists the commands."""
 
 import argparse
 import importlib.metadata
@@ -26,6 +26,16 @@ def _positive(text):
     number = int(text) if text.lstrip("-").isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 and above")
+    return number
+
+
+def _positive_number(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
@@ -113,6 +123,94 @@ def build_parser():
         ),
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
+
+    judge = commands.add_parser(
+        "judge",
+        help="grade replies of a dialogue system by language models",
+        description="CS (content, style, 1 to 5) and EGS (C1 to C4, 1 to 10) of every reply in a responses.jsonl of "
+        "any system: one JSON object a line with id, turns (role, text), style and response. Judgements are added to "
+        "judgements.jsonl beside it; a second run asks only for what is missing.",
+        **example(
+            f"  {_PROGRAM} judge results/dual_qwen/1986/responses.jsonl "
+            "--judge http://localhost:8000/v1#Qwen2.5-72B-Instruct --judge local:models/Llama-3.1-70B-Instruct\n\n"
+            "Two judges show how far they agree; one alone gives no agreement. A key is read from the environment "
+            "(--key_variable).\n\nexit status: 0 every reply got an answer, 1 some did not (run again), 2 wrong "
+            "arguments or an unusable judge"
+        ),
+    )
+    judge.add_argument("responses", metavar="RESPONSES", help="responses.jsonl")
+    judge.add_argument(
+        "--judge",
+        action="append",
+        required=True,
+        metavar="URL#MODEL",
+        help="an OpenAI-compatible endpoint and its model, or local:FOLDER; may be given several times",
+    )
+    judge.add_argument("--rubric", action="append", metavar="NAME", help="cs or egs (default: both)")
+    judge.add_argument(
+        "--prompts", metavar="YAML", help="default: hparams/prompts/judges.yaml of this checkout"
+    )
+    judge.add_argument("--out", metavar="DIR", help="folder of judgements.jsonl (default: that of RESPONSES)")
+    judge.add_argument("--split", default="test", help="first part of the results' keys (default: test)")
+    judge.add_argument(
+        "--key_variable", default="OPENAI_API_KEY", metavar="NAME", help="holds the key of an endpoint"
+    )
+    judge.add_argument(
+        "--timeout", type=_positive_number, default=60.0, metavar="S", help="seconds of an answer"
+    )
+    judge.add_argument(
+        "--retries", type=int, default=4, metavar="N", help="further tries of a question (default: 4)"
+    )
+    judge.add_argument("--per_minute", type=_positive_number, metavar="N", help="most requests a minute")
+    judge.add_argument(
+        "--workers", type=_positive, default=4, metavar="N", help="requests at a time (default: 4)"
+    )
+    judge.add_argument(
+        "--max_tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)"
+    )
+
+    chat = commands.add_parser(
+        "chat",
+        help="talk with a dialogue model: recordings or text in, text out",
+        description="Reads a line a turn: the name of a recording (a file that is there, or a suffix such as "
+        ".wav), else a text. Lines that begin with a slash: /describe FILE, /transcribe FILE, /history, /undo, "
+        "/reset, /system TEXT, /quit. A turn that cannot be taken is reported on stderr, and the conversation "
+        "goes on as it was.",
+        **example(
+            f"  {_PROGRAM} chat --model results/demo_dual/1986\n"
+            f"  printf 'turn1.wav\\nAnd why?\\n' | {_PROGRAM} chat --model results/demo_dual/1986 --json\n"
+            f"  {_PROGRAM} chat --model results/demo_dual/1986 --manifest test.json --responses out.jsonl\n\n"
+            "A recording longer than the model allows (60 s unless it says otherwise) is refused; when the\n"
+            "conversation is longer than the model's context, its oldest turns are left out (--overflow error\n"
+            "refuses the turn).\n\n"
+            "exit status: 0 every turn was answered, 1 some were not, 2 wrong arguments or no usable model"
+        ),
+    )
+    chat.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a training or an exported model"
+    )
+    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: that of training)")
+    chat.add_argument(
+        "--past",
+        choices=("speech", "text"),
+        default="speech",
+        help="past spoken turns stay speech, or become transcript and caption (default: speech)",
+    )
+    chat.add_argument(
+        "--overflow", choices=("drop", "error"), default="drop", help="when the context is full"
+    )
+    chat.add_argument("--max_new_tokens", type=_positive, metavar="N", help="longest answer")
+    chat.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
+    )
+    chat.add_argument(
+        "--json", action="store_true", help="one JSON object a turn instead of a stream of text"
+    )
+    chat.add_argument("--manifest", metavar="JSON", help="answer its dialogues instead of the terminal's")
+    chat.add_argument("--data_folder", metavar="DIR", help="what {data_root} stands for in the manifest")
+    chat.add_argument(
+        "--responses", metavar="JSONL", help="where the answers to the manifest go, for `judge`"
+    )
 
     train = commands.add_parser(
         "train",
@@ -281,6 +379,10 @@ def main(arguments=None):
             return _annotate(options)
         if options.command == "table":
             return _table(options.folders)
+        if options.command == "judge":
+            return _judge(options)
+        if options.command == "chat":
+            return _chat(options)
         return _explain(options)
     except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
         return finished.code if isinstance(finished.code, int) else USAGE
@@ -508,6 +610,151 @@ def _table(folders):
     return OK
 
 
+def _run_opts(device):
+    """SpeechBrain's run options for a device, and None or why it cannot be used."""
+    import torch
+
+    if device is None:
+        return None, None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        return None, f"--device {device}: cannot be used here ({reason}); leave it out, or give cpu"
+    return {"device": device}, None
+
+
+def _chat(options):
+    import transformers
+
+    from speechbrain_emo.inference import EmotionalChat
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if (options.manifest is None) != (options.responses is None):
+        return _fail("--manifest and --responses belong together: what to answer, and where the answers go")
+    run_opts, problem = _run_opts(options.device)
+    if problem:
+        return _fail(problem)
+    try:
+        chat = EmotionalChat.from_hparams(source=options.model, run_opts=run_opts)
+    except (ValueError, OSError) as error:
+        return _fail(f"cannot use the model of --model {options.model}: {error}")
+    chat.system, chat.past_speech, chat.overflow = options.system, options.past, options.overflow
+    if options.max_new_tokens is not None:
+        chat.max_new_tokens = options.max_new_tokens
+    if options.manifest is not None:
+        return _respond(chat, options)
+    failed, interactive = 0, sys.stdin.isatty()
+    while True:
+        if interactive:
+            print("> ", end="", flush=True, file=sys.stderr)
+        line = sys.stdin.readline()
+        if not line or line.strip() in ("/quit", "/exit"):
+            break
+        if not line.strip() and interactive:
+            continue
+        try:
+            if line.startswith("/") and not os.path.isfile(line.strip()):
+                _command(chat, line.strip(), options.json)
+            elif options.json:
+                reply = chat.say(line.strip())
+                print(json.dumps({"turn": line.strip(), **vars(reply)}, ensure_ascii=False), flush=True)
+            else:
+                for piece in chat.stream(line.strip()):
+                    print(piece, end="", flush=True)
+                print(flush=True)
+        except (ValueError, OSError) as error:  # ChatError and AudioError are ValueErrors.
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    return FILES_FAILED if failed else OK
+
+
+def _command(chat, line, as_json):
+    """A line of the conversation that begins with a slash."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/describe":
+        found = chat.describe(rest)
+        print(json.dumps(vars(found), ensure_ascii=False) if as_json else found)
+    elif name == "/transcribe":
+        words = chat.transcribe(rest)
+        print(json.dumps({"transcript": words}, ensure_ascii=False) if as_json else words)
+    elif name == "/history":
+        for turn in chat.history:
+            print(f"{turn.role}: {turn.audio if turn.is_speech else turn.text}")
+    elif name == "/undo":
+        del chat.history[-2:]
+    elif name == "/reset":
+        chat.reset()
+    elif name == "/system":
+        chat.system = rest or None
+    else:
+        raise ValueError(
+            f"{name} is no command; there are /describe FILE, /transcribe FILE, /history, /undo, /reset, /system TEXT, "
+            "/quit"
+        )
+
+
+def _respond(chat, options):
+    from speechbrain_emo.dataio.manifest import read_manifest
+
+    replacements = {"data_root": options.data_folder} if options.data_folder else None
+    try:
+        records = read_manifest(options.manifest, replacements)
+    except ValueError as error:
+        return _fail(str(error))
+    dialogues = {name: record for name, record in records.items() if record.get("turns")}
+    if not dialogues:
+        return _fail(f"{options.manifest} holds no dialogue (a record with 'turns')")
+    failures = chat.respond(dialogues, options.responses, progress=sys.stderr.isatty())
+    for name, message in failures.items():
+        print(f"error: {name}: {message}", file=sys.stderr)
+    print(f"{len(dialogues) - len(failures)} of {len(dialogues)} dialogues answered in {options.responses}")
+    return FILES_FAILED if failures else OK
+
+
+def _judge(options):
+    from pathlib import Path
+
+    from ruamel.yaml import YAML
+
+    from speechbrain_emo.metrics import judges as judging
+
+    prompts = options.prompts or Path(__file__).parents[1] / "hparams" / "prompts" / "judges.yaml"
+    if not Path(prompts).is_file():
+        return _fail(f"{prompts}: no such file; give the judges' prompts with --prompts YAML")
+    settings = {
+        name: getattr(options, name)
+        for name in ("key_variable", "timeout", "retries", "per_minute", "workers", "max_tokens")
+    }
+    folder = Path(options.out or Path(options.responses).parent)
+    try:
+        rubrics = judging.load_rubrics(
+            YAML(typ="safe", pure=True).load(Path(prompts).read_text(encoding="utf-8")), options.rubric
+        )
+        responses = judging.read_responses(options.responses)
+        judges = [judging.make_judge(text, **settings) for text in options.judge]
+        if len(judges) < 2:
+            print(
+                "note: one judge alone says nothing about agreement; give two (--judge twice)",
+                file=sys.stderr,
+            )
+        done = judging.judge_responses(
+            responses, judges, rubrics, folder / "judgements.jsonl", progress=sys.stderr.isatty()
+        )
+    except (ValueError, judging.JudgeError, OSError) as error:
+        return _fail(str(error))
+    summary = judging.summarize(done, rubrics, options.split)
+    judging.save_summary(folder, summary)
+    print(judging.format_report(summary, rubrics, options.split))
+    failed = sum(j.status == "failed" for j in done)
+    if failed:
+        print(f"{failed} of {len(done)} questions got no answer; run the command again", file=sys.stderr)
+    return FILES_FAILED if failed else OK
+
+
 def _explain(options):
     import transformers
 
@@ -519,6 +766,9 @@ def _explain(options):
     run_opts, failure = _device(options.device)
     if failure:
         return _fail(failure)
+    run_opts, problem = _run_opts(options.device)
+    if problem:
+        return _fail(problem)
     try:
         explainer = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
     except (ValueError, OSError) as error:

@@ -337,7 +337,7 @@ def estimate(hparams, num_records=None, audio_hours=None, sustained_flops=None, 
 
     trainable_ids, phase_trainable = set(), {}
     for phase in schedule.phases:
-        model.set_trainable(phase.train)
+        model.set_trainable(phase.groups)
         ids = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
         phase_trainable[phase.name] = sum(ids.values())
         trainable_ids |= set(ids)

@@ -1,7 +1,7 @@
 """Text for the tiny language model of the demo: what a large model has read already, this one learns here.
 
 The records have transcripts, descriptors and emotions but no audio; their sentences share no four words in a row
-with test or validation. Most of them are also ``heard`` as a drawn-out row of letters with errors, about as many as the
+with test or validation. For most of them a drawn-out row of letters stands in for the speech, with errors, about as many as the
 speech has slot positions: reading bad spelling is what a large model brings to recognition, and a tiny one would have
 to find the monotonic attention that this takes from a few thousand recordings.
 """
@@ -75,7 +75,7 @@ def prepare_text(
     vocab_size : int
         Of the tokenizer.
     drawn_out_share : float
-        Share of the records that are ``heard`` as :func:`drawn_out` letters.
+        Share of the records in whose content slot :func:`drawn_out` letters stand.
     seed : int
         Of the draw and the initial weights.
     model : dict, optional
@@ -95,13 +95,15 @@ def prepare_text(
     rng = random.Random(seed)
     for record in records:
         if rng.random() < drawn_out_share:
-            record["heard"] = drawn_out(record["transcript"], rng)
+            record["slot_texts"] = {"content": " " + drawn_out(record["transcript"], rng)}
     parts = {"train": records[:num_train], "valid": records[num_train:]}
     for split, part in parts.items():
         write_manifest(
             Path(save_folder) / f"{split}.json",
             {r["id"]: {**{k: v for k, v in r.items() if k != "id"}, "duration": 0.0} for r in part},
         )
-    texts = tokenizer_texts(seed=seed, exclude=exclude) + [r["heard"] for r in records if "heard" in r]
+    texts = tokenizer_texts(seed=seed, exclude=exclude) + [
+        r["slot_texts"]["content"].strip() for r in records if "slot_texts" in r
+    ]
     build_tiny_llm(llm_folder, texts, vocab_size=vocab_size, seed=seed, **(model or {}))
     stamp.write_text(wanted, encoding="utf-8")

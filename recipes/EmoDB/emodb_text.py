@@ -15,7 +15,14 @@ from speechbrain_emo.lobes.tiny_llm import build_tiny_llm
 
 
 def prepare_text(
-    save_folder, llm_folder, answer_format, num_train=6000, num_valid=200, vocab_size=600, seed=1234, model=None
+    save_folder,
+    llm_folder,
+    answer_format,
+    num_train=6000,
+    num_valid=200,
+    vocab_size=600,
+    seed=1234,
+    model=None,
 ):
     """Write text manifests and a randomly initialised language model with its tokenizer.
 

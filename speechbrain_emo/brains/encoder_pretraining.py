@@ -1,4 +1,4 @@
-"""Pretrain a tiny HuBERT from manifests and save it as a folder that ``transformers`` loads."""
+"""Pretrain a tiny HuBERT or Whisper encoder from manifests and save it as a folder that ``transformers`` loads."""
 
 import copy
 import hashlib
@@ -17,13 +17,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from speechbrain_emo.dataio.audio import load_audio
+from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.lobes.hubert_pretraining import (
     IGNORE,
     SAMPLE_RATE,
     AcousticUnits,
+    EncoderPretrainer,
     FrameTargets,
-    HubertPretrainer,
     build_tiny_hubert,
+    build_tiny_whisper,
     calibrate_filterbank,
     num_frames,
     phone_frames,
@@ -104,12 +106,13 @@ def load_utterances(manifest_file, data_folder, emotions=(), max_duration=15.0, 
     classes = {name: i for i, name in enumerate(emotions)}
     utterances = []
     for key, record in tqdm(records.items(), desc=description, unit="utt", mininterval=1.0):
-        path = record["wav"].replace("{data_root}", str(data_folder))
+        # Of a dialogue the last turn: its phonemes are those of the record.
+        audio = audio_segments(record)[-1]
         samples = load_audio(
-            path,
+            audio["wav"].replace("{data_root}", str(data_folder)),
             SAMPLE_RATE,
-            start=record.get("start"),
-            stop=record.get("stop"),
+            start=audio.get("start"),
+            stop=audio.get("stop"),
             max_duration=max_duration,
         )
         utterances.append(
@@ -297,13 +300,13 @@ class EncoderPretrainingBrain(sb.Brain):
     Arguments
     ---------
     modules : dict
-        ``model``: :class:`HubertPretrainer`, ``targets``: :class:`FrameTargets`, ``units``:
+        ``model``: :class:`EncoderPretrainer`, ``targets``: :class:`FrameTargets`, ``units``:
         :class:`AcousticUnits`.
     statistics : dict
         ``mean`` and ``deviation`` of the regressed features, float (F,).
     hparams : dict
         ``weights``, ``lr``, ``num_steps``, ``warmup``, ``train_precision`` and ``fine_tuning``.
-    average : HubertPretrainer, optional
+    average : EncoderPretrainer, optional
         Holds the moving average of the weights; validation uses it.
     """
 
@@ -477,13 +480,14 @@ def pretrain_encoder(hparams, run_opts=None):
     ---------
     hparams : dict
         Keys: ``seed``, ``manifests`` (``train``, ``valid``), ``data_folder``, ``output_folder``,
-        ``save_folder``, ``encoder_folder``, ``architecture`` (arguments of :func:`build_tiny_hubert`),
+        ``save_folder``, ``encoder_folder``, ``architecture`` (``model_type``, hubert where it is left
+        out or whisper, and arguments of :func:`build_tiny_hubert` or :func:`build_tiny_whisper`),
         ``prosody_layer``, ``num_units``, ``emotions``, ``weights``, ``mask_probability``, ``mask_span``,
         ``augment``, ``number_of_epochs``, ``batch_seconds``, ``max_duration``, ``lr``, ``warmup``,
         ``weight_decay``, ``max_grad_norm``, ``train_precision``, and ``initial_encoder`` (a folder to start
         from, or null). Optional: ``fine_tuning``, a mapping of some of the keys of ``FINE_TUNING``:
         ``freeze_convolutions`` (the waveform's convolutions stay as they are), ``mix_layers`` and
-        ``frame_emotions`` (the weight of that objective) of :class:`HubertPretrainer`, ``dropout`` before the
+        ``frame_emotions`` (the weight of that objective) of :class:`EncoderPretrainer`, ``dropout`` before the
         emotion's classifier, ``weight_average`` (decay of a moving average of the weights, which is then what
         is validated and saved; 0 for none).
     run_opts : dict, optional
@@ -522,7 +526,7 @@ def pretrain_encoder(hparams, run_opts=None):
         progressbar=True,
     )
     model = brain.average or brain.modules.model
-    run_on_main(save_encoder, args=[getattr(model, "module", model).hubert, folder])
+    run_on_main(save_encoder, args=[getattr(model, "module", model).encoder, folder])
     report = {"settings": wanted, "valid": getattr(brain, "valid_stats", {})}
     run_on_main(done.write_text, args=[json.dumps(report, indent=1)], kwargs={"encoding": "utf-8"})
     return str(folder)
@@ -559,6 +563,31 @@ def _digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+def _encoder(hparams, utterances, seed):
+    """The encoder to train: a stored one, or a new one of the architecture."""
+    architecture = dict(hparams["architecture"])
+    kind = architecture.pop("model_type", "hubert")
+    if kind not in ("hubert", "whisper"):
+        raise ValueError(f"architecture has model_type {kind!r}; allowed are hubert and whisper")
+    if hparams["initial_encoder"]:
+        from transformers import HubertModel
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        # Eager attention: with bfloat16 on a CPU the fused kernel of torch makes a step 1.6 times as long.
+        attention = {"attn_implementation": "eager"} if hparams["train_precision"] == "bf16" else {}
+        classes = {"hubert": HubertModel, "whisper": WhisperEncoder}
+        return classes[kind].from_pretrained(hparams["initial_encoder"], **attention)
+    if kind == "whisper":
+        encoder = build_tiny_whisper(seed=seed, **architecture)
+        if hparams["train_precision"] == "bf16":
+            encoder.set_attn_implementation("eager")
+        return encoder
+    hubert = build_tiny_hubert(seed=seed, **architecture)
+    levels = architecture.get("level_channels", 8)
+    calibrate_filterbank(hubert, [u.samples for u in utterances[::20]], levels)
+    return hubert
+
+
 def _build(hparams, run_opts):
     seed, weights = int(hparams["seed"]), hparams["weights"]
     fine_tuning = {**FINE_TUNING, **(hparams.get("fine_tuning") or {})}
@@ -569,24 +598,15 @@ def _build(hparams, run_opts):
         )
         for split in ("train", "valid")
     }
-    if hparams["initial_encoder"]:
-        from transformers import HubertModel
-
-        # Eager attention: with bfloat16 on a CPU the fused kernel of torch makes a step 1.6 times as long.
-        attention = {"attn_implementation": "eager"} if hparams["train_precision"] == "bf16" else {}
-        hubert = HubertModel.from_pretrained(hparams["initial_encoder"], **attention)
-    else:
-        hubert = build_tiny_hubert(seed=seed, **hparams["architecture"])
-        levels = hparams["architecture"].get("level_channels", 8)
-        calibrate_filterbank(hubert, [u.samples for u in sets["train"][::20]], levels)
+    encoder = _encoder(hparams, sets["train"], seed)
     # Before any tensor of a resumed run: the inventory and the clusters follow from the data and the seed.
     phones = _phone_inventory(sets["train"]) if weights["phones"] or weights["durations"] else {}
-    targets = FrameTargets(hubert.config)
+    targets = FrameTargets(encoder.config)
     statistics, units = _fit_targets(sets["train"], targets, hparams["num_units"], seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = HubertPretrainer(
-            hubert,
+        model = EncoderPretrainer(
+            encoder,
             num_units=hparams["num_units"] if weights["units"] else 0,
             num_phones=len(phones) if weights["phones"] else 0,
             # F0 stands behind the features.
@@ -599,12 +619,16 @@ def _build(hparams, run_opts):
             frame_emotions=fine_tuning["frame_emotions"] > 0,
         )
     if fine_tuning["freeze_convolutions"]:
-        hubert.feature_extractor._freeze_parameters()
+        convolutions = (
+            [encoder.conv1, encoder.conv2] if hasattr(encoder, "conv1") else [encoder.feature_extractor]
+        )
+        for module in convolutions:
+            module.requires_grad_(False)
     average = None
     if fine_tuning["weight_average"]:
         average = copy.deepcopy(model).requires_grad_(False)
     common = {
-        "config": hubert.config,
+        "config": encoder.config,
         "phone_classes": phones,
         "batch_seconds": hparams["batch_seconds"],
         "seed": seed,

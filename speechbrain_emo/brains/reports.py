@@ -199,6 +199,18 @@ def pictures(experiment, metrics):
     confusion_pictures(metrics, list(experiment.format.labels), folder)
     if hasattr(experiment.model.front_end, "mixing_weights"):
         plots.plot_layer_weights(experiment.model.front_end.mixing_weights(), folder / "layer_weights.png")
+    training_pictures(experiment)
+
+
+def training_pictures(experiment):
+    """Training curves as ``training.png``.
+
+    Arguments
+    ---------
+    experiment : SpeechLLMExperiment
+        After training.
+    """
+    folder = experiment.output_folder
     log = []
     for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)

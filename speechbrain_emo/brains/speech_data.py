@@ -1,5 +1,7 @@
 """From a manifest to micro-batches: SpeechBrain's data pipeline, the tasks, the packer and the feature cache."""
 
+from dataclasses import replace
+
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
@@ -11,12 +13,68 @@ from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.batching import Item, StepPlan, StepPlanner
 from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.phases import draw_slot_sources
+from speechbrain_emo.prompts.segments import Slot
 from speechbrain_emo.prompts.tasks import keyed_random, keyed_seed
 
 # oneDNN compiles a kernel for every new shape and keeps it: with arbitrary widths that doubled the time of small
 # models' steps and grew the process by 15 MB a step.
 POSITION_MULTIPLE = 16
 FRAME_MULTIPLE = 25
+
+
+def spoken_audios(example):
+    """Numbers of a record's audios that an example's slots take speech from, ascending."""
+    return sorted({slot.audio for slot in example.slots if slot.source == "speech"})
+
+
+def renumber_audios(example):
+    """An example whose slots count only the audios that are used.
+
+    Arguments
+    ---------
+    example : Example
+        Its slots count the audios of the record.
+
+    Returns
+    -------
+    tuple
+        The example, and the used audios as the record numbers them, ascending.
+
+    Example
+    -------
+    >>> from speechbrain_emo.prompts import Example, Turn
+    >>> turns = (Turn("user", (Slot("content", 3), Slot("content", 1, "text", "hi"))),)
+    >>> example, used = renumber_audios(Example("u", "t", turns))
+    >>> example.slots[0].audio, used
+    (0, [3])
+    """
+    used = spoken_audios(example)
+    number = {audio: i for i, audio in enumerate(used)}
+
+    def moved(part):
+        if isinstance(part, Slot) and part.source == "speech":
+            return replace(part, audio=number[part.audio])
+        return part
+
+    turns = tuple(replace(t, parts=tuple(moved(p) for p in t.parts)) for t in example.turns)
+    return replace(example, turns=turns), used
+
+
+def source_counts(task, example):
+    """Where an example's slots get their embeddings from, as one word for the log.
+
+    Example
+    -------
+    >>> from speechbrain_emo.prompts import Example, Turn
+    >>> turns = (Turn("user", (Slot("p", 0, "text", "low"), Slot("l"))), Turn("user", (Slot("p"), Slot("l", 1))))
+    >>> source_counts("chat", Example("u", "chat", turns))
+    'chat: l=speech,p=speech+text'
+    """
+    sources = {}
+    for slot in example.slots:
+        sources.setdefault(slot.kind, set()).add(slot.source)
+    listed = ",".join(f"{kind}={'+'.join(sorted(found))}" for kind, found in sorted(sources.items()))
+    return f"{task}: {listed}" if listed else ""
 
 
 class SpeechRecords:
@@ -77,9 +135,12 @@ class SpeechRecords:
             max_duration=self.max_duration,
         )
 
-    def audio(self, index):
-        """Audio of a record: list of tensors, features or waveforms."""
-        return self._data[index]["audio"]
+    def audio(self, index, numbers=None):
+        """Audio of a record, all of it or the audios of these numbers: list of tensors, features or waveforms."""
+        if numbers is None:
+            return self._data[index]["audio"]
+        segments = audio_segments(self[index])
+        return [self.load(segments[n]) for n in numbers]
 
     def num_frames(self, index):
         """Encoder frames of each audio of a record, from its duration."""
@@ -140,8 +201,13 @@ class SpeechData(Dataset):
         """Encoder frames of the longest audio of a record, 0 for a task without slots."""
         if not self.tasks[task].slot_kinds or self.positions_of_frames is None:
             return 0
-        frames = self.records.num_frames(index)
-        return max(frames) * len(frames) if frames else 0
+        key = (index, task, "frames")
+        if key not in self._lengths:
+            all_frames = self.records.num_frames(index)
+            used = spoken_audios(self.tasks[task].build(self.records[index], prompt_number=0))
+            frames = [all_frames[n] for n in used]
+            self._lengths[key] = max(frames) * len(frames) if frames else 0
+        return self._lengths[key]
 
     def planner(self, max_positions, max_frames, max_rows=10**9):
         """A planner over these records."""
@@ -178,19 +244,36 @@ class SpeechData(Dataset):
         """
         names = sorted(phase.tasks)
         shares = [phase.tasks[n] for n in names]
-        numbers = list(range(len(self.records)))
+        numbers = [n for n in range(len(self.records)) if self._drawn(phase, key, epoch, n)]
         if phase.records_per_epoch is not None and phase.records_per_epoch < len(numbers):
             keyed_random(self.seed, key, epoch, "subset").shuffle(numbers)
             numbers = sorted(numbers[: phase.records_per_epoch])
         items = []
         for number in numbers:
             rng = keyed_random(self.seed, key, epoch, self.records[number]["id"], "task")
-            items.append(Item(number, rng.choices(names, shares)[0]))
+            possible = [self._applies(number, n) for n in names]
+            if any(possible):
+                weights = [share if p else 0.0 for share, p in zip(shares, possible)]
+                items.append(Item(number, rng.choices(names, weights)[0]))
         return items
 
+    def _applies(self, number, task):
+        """Whether a record has what a task's answer needs."""
+        key = (number, task, "applies")
+        if key not in self._lengths:
+            self._lengths[key] = self.tasks[task].applies(self.records[number])
+        return self._lengths[key]
+
+    def _drawn(self, phase, key, epoch, number):
+        """Whether an epoch draws a record, by the share of its corpus."""
+        share = phase.corpora.get(self.records[number].get("corpus"), 1.0)
+        if share >= 1.0:
+            return True
+        return keyed_random(self.seed, key, epoch, self.records[number]["id"], "corpus").random() < share
+
     def all_items(self, tasks):
-        """Every record under every one of the tasks (validation)."""
-        return [Item(i, t) for t in tasks for i in range(len(self.records))]
+        """Every record under every one of the tasks that it has an answer for (validation)."""
+        return [Item(i, t) for t in tasks for i in range(len(self.records)) if self._applies(i, t)]
 
     def __len__(self):
         return len(self.records)
@@ -224,20 +307,21 @@ class SpeechData(Dataset):
             drawn = {}
             if phase is not None:
                 source_rng = keyed_random(self.seed, phase_key, epoch, record["id"], "sources")
-                drawn = draw_slot_sources(phase, task.slot_kinds, source_rng)
+                drawn = draw_slot_sources(phase, task.slot_kinds, source_rng, item.task)
             example = task.build(record, rng, drawn)
+            sources.append(source_counts(item.task, example))
+            example, used = renumber_audios(example)
             speech = {s.kind for s in example.slots if s.source == "speech"}
             offsets.append(len(audios))
             lengths = ()
             if speech:
                 kinds |= speech
-                loaded = self.records.audio(item.record)
+                loaded = self.records.audio(item.record, used)
                 lengths = self.slot_lengths([self._frames(x) for x in loaded])
-                for number, x in enumerate(loaded):
+                for number, x in zip(used, loaded):
                     audios.append(x)
                     seeds.append(keyed_seed(self.seed, epoch, record["id"], number, "noise"))
             rows.append(self.packer.encode(example, lengths))
-            sources.append(",".join(f"{s.kind}={s.source}" for s in example.slots))
         packed = self.packer.collate(rows, "right", offsets, POSITION_MULTIPLE)
         audio = self.collate_audio(audios, seeds) if audios else None
         return MicroBatch(

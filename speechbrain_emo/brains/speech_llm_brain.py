@@ -153,7 +153,7 @@ class SpeechLLMBrain(sb.Brain):
                 self._enter(position, keep_optimizer=position.phase.keep_optimizer and previous is not None)
                 self.progress["phase_step"] = 0
                 self.progress["steps_of_phase"] = None
-                logger.info(f"Phase {position.key}: {', '.join(position.phase.train)} train")
+                logger.info(f"Phase {position.key}: {', '.join(position.phase.groups)} train")
             self.position = position
             plans = self._plans(position, epoch)
             if self.progress["steps_of_phase"] is None:
@@ -191,12 +191,9 @@ class SpeechLLMBrain(sb.Brain):
     def _enter(self, position, keep_optimizer=False):
         """Set what trains, wrap for DDP anew, and build the optimiser."""
         phase = position.phase
-        groups = set(phase.train)
-        if phase.train_by_task:
-            groups |= {g for names in phase.train_by_task.values() for g in names}
         # The reducer of DDP is built for the parameters that train; another phase needs another one.
         self.modules["model"] = self.model
-        self.model.set_trainable(sorted(groups))
+        self.model.set_trainable(phase.groups)
         self._wrap_distributed()
         if not keep_optimizer:
             self.init_optimizers()

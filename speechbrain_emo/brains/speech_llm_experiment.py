@@ -20,14 +20,16 @@ from tqdm import tqdm
 from speechbrain_emo import results
 from speechbrain_emo.baselines import merge_predictions, opensmile_svm
 from speechbrain_emo.brains import reports
+from speechbrain_emo.brains.alignment import prepare_targets
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
 from speechbrain_emo.brains.diagnoses import diagnose_results
+from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
 from speechbrain_emo.brains.explainer import Explainer, as_result
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
 from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
 from speechbrain_emo.dataio.audio import load_audio
-from speechbrain_emo.dataio.feature_cache import FeatureCache
+from speechbrain_emo.dataio.feature_cache import FeatureCache, audio_segments
 from speechbrain_emo.dataio.manifest import read_manifest, split_hash, write_text_atomically
 from speechbrain_emo.metrics.calibration import fit_temperature, label_probabilities
 from speechbrain_emo.phases import PhaseSchedule
@@ -36,7 +38,16 @@ from speechbrain_emo.prompts.packer import Packer
 logger = logging.getLogger(__name__)
 
 # What was typed, what had to be there first, and what is done with several folds do not change a run's result.
-NOT_SETTINGS = ("command", "requires", "folds", "opensmile", "opensmile_cache", "corpus_hours", "num_train_records")
+NOT_SETTINGS = (
+    "command",
+    "requires",
+    "folds",
+    "opensmile",
+    "opensmile_cache",
+    "corpus_hours",
+    "num_train_records",
+)
+EVALUATIONS = ("emotion", "dual")
 
 
 class SpeechLLMExperiment:
@@ -183,10 +194,40 @@ class SpeechLLMExperiment:
 
         front_end.fit_statistics(utterances())
 
+    def add_targets(self):
+        """Give dialogues the answers to learn: the frozen language model's own, kept in ``targets.jsonl``.
+
+        ``targets`` of the YAML: ``task``, ``splits``, settings of :func:`prepare_targets`, and ``file`` where the
+        answers lie elsewhere. A dialogue without a usable answer takes no part in the task; records that have a
+        ``target`` already keep it.
+        """
+        settings = dict(self.hparams.get("targets") or {})
+        if not settings:
+            return
+        path = pathlib.Path(settings.pop("file", None) or self.output_folder / "targets.jsonl")
+        task, splits = self.tasks[settings.pop("task")], settings.pop("splits")
+        wanted = {
+            f"{split}/{record['id']}": record
+            for split in splits
+            for record in self.data[split].records.records
+            if record.get("turns")
+            and record.get("target") is None
+            and (not task.corpora or record.get("corpus") in task.corpora)
+        }
+        arguments = [wanted, self.llm.to(self.brain.device), task, path]
+        # The main process writes what is missing; the others then read the complete file.
+        run_on_main(prepare_targets, args=arguments, kwargs=settings)
+        report = prepare_targets(*arguments, **settings)
+        logger.info(f"Targets of {task.name}: {report}")
+        for record in wanted.values():
+            if record.get("target") is None:
+                record["response"] = None
+
     def train(self):
         """Train every phase that is not done yet and load the best weights of the last one."""
         self.fill_cache()
         self.fit_statistics()
+        self.add_targets()
         self.brain.train_all()
         self.brain.load_best(self.schedule.keys[-1])
         self.brain.modules.eval()
@@ -285,13 +326,54 @@ class SpeechLLMExperiment:
         return found
 
     def evaluate(self):
-        """Predict validation and test, calibrate, score, draw, and write ``results.json``.
+        """Measure what ``evaluation.kind`` asks for and write ``results.json``.
+
+        ``emotion`` (default): predict validation and test, calibrate, score, draw. ``dual``: see
+        ``dialogue_evaluation.py``.
 
         Returns
         -------
         dict
             The metrics.
+
+        Raises
+        ------
+        ValueError
+            If the kind is unknown.
         """
+        kind = self.hparams["evaluation"].get("kind", "emotion")
+        if kind not in EVALUATIONS:
+            raise ValueError(f"evaluation.kind is {kind!r}; allowed: {', '.join(EVALUATIONS)}")
+        return self.evaluate_dual() if kind == "dual" else self.evaluate_emotion()
+
+    def evaluate_dual(self):
+        """Attributes, words, leakage and dialogues of the phases that the YAML names."""
+        metrics = DialogueEvaluation(self).run()
+        self.evaluation_arguments = dict(self.hparams["evaluation"])
+        if if_main_process():
+            if self.hparams.get("oracle"):
+                oracle = json.loads(pathlib.Path(self.hparams["oracle"]).read_text(encoding="utf-8"))
+                metrics["test.emotion.oracle.accuracy"] = oracle["ua"]
+            self.write_results(metrics)
+            reports.training_pictures(self)
+            print(dual_table(metrics, self.hparams["evaluation"]))
+            if self.hparams.get("oracle"):
+                print(
+                    f"Oracle from the true parameters, emotion: {metrics['test.emotion.oracle.accuracy']:.3f}"
+                )
+            print(f"Trainable: {100 * self.trainable_share():.2f} % of all parameters")
+            print(f"Results: {self.output_folder}")
+        return metrics
+
+    def trainable_share(self):
+        """Parameters that train in some phase over all, the frozen encoder included."""
+        parts = [m for m in (self.encoder, self.model.front_end, self.llm) if m is not None]
+        return sum(self.trainable_parameters().values()) / sum(
+            p.numel() for m in parts for p in m.parameters()
+        )
+
+    def evaluate_emotion(self):
+        """Predict validation and test, calibrate, score, draw, and write ``results.json``."""
         hparams, settings = self.hparams, self.hparams["evaluation"]
         labels = list(self.format.labels)
         valid = self.predict("valid", gold=False, all_prompts=False)
@@ -351,7 +433,8 @@ class SpeechLLMExperiment:
         """``results.json`` beside the checkpoints."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         seconds = self.brain.progress["seconds"]
-        audio = sum(r["duration"] for r in self.manifests["train"].values()) * self.schedule.num_epochs
+        audio = sum(a["duration"] for r in self.manifests["train"].values() for a in audio_segments(r))
+        audio *= self.schedule.num_epochs
         context = results.run_context(
             seed=self.hparams["seed"],
             hparams=plain_hparams(self.hparams),
@@ -364,34 +447,49 @@ class SpeechLLMExperiment:
             train_audio_seconds_per_second=audio / seconds if seconds else None,
             peak_memory_bytes=peak,
             trainable_parameters=self.trainable_parameters(),
+            trainable_share=self.trainable_share(),
         )
         results.write_results(self.output_folder, metrics, context)
 
     def trainable_parameters(self):
         """Trainable parameters of each group that some phase trains."""
-        names = {n for p in self.schedule.phases for n in p.train}
-        names |= {n for p in self.schedule.phases for v in p.train_by_task.values() for n in v}
+        names = {n for p in self.schedule.phases for n in p.groups}
         return {n: sum(p.numel() for p in self.model.group_parameters(n)) for n in sorted(names)}
 
     def export(self):
-        """Write the folder that inference loads."""
+        """Write the folder that inference loads: a model that explains recordings, or one that talks."""
         from speechbrain_emo.inference.export import export_model
 
         hparams = self.hparams
         metrics = json.loads((self.output_folder / "results.json").read_text(encoding="utf-8"))["metrics"]
-        condition = "own_chain" if hparams["evaluation"].get("chain_task") else "speech"
-        thresholds = hparams.get("thresholds")
         settings = {
-            **explain_settings(hparams["evaluation"]),
-            "temperature": self.temperature[condition],
             "max_duration": hparams.get("max_duration"),
             "max_positions": hparams.get("max_positions"),
             "language": hparams.get("language", "en"),
             "precision": hparams.get("eval_precision", "fp32"),
-            "thresholds": json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8"))
-            if thresholds
-            else None,
         }
+        evaluation = hparams["evaluation"]
+        if evaluation.get("kind") == "dual":
+            purpose = {
+                "chat": {
+                    **settings,
+                    "dialogue_task": evaluation["dialogue_task"],
+                    "transcript_task": evaluation["asr_task"],
+                    "choice_tasks": list(evaluation["choice_tasks"]),
+                    "max_new_tokens": evaluation.get("max_new_tokens", 256),
+                }
+            }
+        else:
+            condition = "own_chain" if evaluation.get("chain_task") else "speech"
+            thresholds = hparams.get("thresholds")
+            settings.update(
+                explain_settings(evaluation),
+                temperature=self.temperature[condition],
+                thresholds=json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8"))
+                if thresholds
+                else None,
+            )
+            purpose = {"explain": settings}
         # With a cache the encoder takes no part in training; inference needs it.
         self.model.encoder = self.encoder
         export_model(
@@ -400,8 +498,7 @@ class SpeechLLMExperiment:
             {n: hparams[n] for n in ("encoder", "llm", "front_end")},
             self.format,
             self.tasks,
-            settings,
-            {
+            facts={
                 "experiment": hparams["experiment"],
                 "git_commit": results.git_commit(),
                 "date": time.strftime("%Y-%m-%d"),
@@ -411,6 +508,7 @@ class SpeechLLMExperiment:
                 "metrics": metrics,
                 "command": hparams.get("command"),
             },
+            **purpose,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from speechbrain_emo.dataio.descriptors import VALUES, describe, fit_thresholds, measure_manifest
 from speechbrain_emo.dataio.manifest import (
     Finding,
+    ManifestError,
     split_hash,
     validate_manifest,
     validate_splits,
@@ -72,7 +73,7 @@ def write_fold(
     Arguments
     ---------
     corpus : str
-        Its name, for messages.
+        Its name, for messages and the records' ``corpus``.
     records : dict
         id -> record, paths beginning with ``{data_root}``. Changed in place.
     make_split : callable
@@ -81,8 +82,8 @@ def write_fold(
         What ``{data_root}`` stands for.
     save_folder : str or pathlib.Path
         Folder of this fold's files.
-    labels : sequence of str
-        Allowed emotions.
+    labels : sequence of str, optional
+        Allowed emotions; None for a corpus without emotions.
     language : str
         ISO 639-1 code of the transcripts, for the syllable count.
     require_transcript : bool
@@ -124,6 +125,8 @@ def write_fold(
     ['descriptors.jsonl', 'preparation.json', 'test.json', 'thresholds.json', 'train.json', 'valid.json']
     """
     data_folder, save_folder, findings = Path(data_folder), Path(save_folder), list(findings)
+    for record in records.values():
+        record.setdefault("corpus", corpus)
     replacements = {"data_root": str(data_folder)}
     measurements = {}
     if measure:
@@ -180,7 +183,7 @@ def write_fold(
         "speakers": {name: sorted({r["speaker"] for r in part.values()}) for name, part in parts.items()},
         "num_records": {name: len(part) for name, part in parts.items()},
         "num_of_emotion": {
-            name: {label: sum(r["emotion"] == label for r in part.values()) for label in labels}
+            name: {label: sum(r["emotion"] == label for r in part.values()) for label in labels or ()}
             for name, part in parts.items()
         },
         "split_hash": digest,
@@ -195,3 +198,103 @@ def write_fold(
         "%s fold %s: %s records, %d findings", corpus, split.fold, summary["num_records"], len(findings)
     )
     return Preparation(manifests, thresholds_file, digest, tuple(findings))
+
+
+def prepare_corpora(data_folder, save_folder, corpora, folders=None, skip_missing=False):
+    """Prepare several corpora and join them into one train.json, valid.json and test.json.
+
+    Ids get the corpus's name before them; ``corpus`` of a record says where it comes from, which phases use for shares
+    of corpora and tasks to find what they apply to.
+
+    Arguments
+    ---------
+    data_folder : str or pathlib.Path
+        What ``{data_root}`` stands for in the joint manifests; the corpora lie below it.
+    save_folder : str or pathlib.Path
+        Folder of the joint manifests; those of a corpus go into a folder of its name.
+    corpora : dict
+        Name -> preparation, for example ``!name:recipes.MELD.meld_prepare.prepare_meld`` with what else it
+        needs than ``data_folder`` and ``save_folder``.
+    folders : dict, optional
+        Name -> folder of the corpus relative to ``data_folder``, or an absolute one. Default: its name.
+    skip_missing : bool
+        Go on without corpora that are absent or faulty, as long as one is left, and log their messages. False: an
+        error that names all of them and where to get them.
+
+    Returns
+    -------
+    Preparation
+
+    Raises
+    ------
+    ManifestError
+        With the messages of every corpus that could not be prepared.
+    ValueError
+        If ``folders`` names an unknown corpus.
+
+    Example
+    -------
+    >>> prepare_corpora("data", getfixture("tmp_path"), {"X": lambda data_folder, save_folder: 1 / 0}, {"Y": "y"})
+    Traceback (most recent call last):
+    ...
+    ValueError: folders names ['Y'], which are not among the corpora X
+    """
+    data_folder, save_folder = Path(data_folder), Path(save_folder)
+    unknown = sorted(set(folders or {}) - set(corpora))
+    if unknown:
+        raise ValueError(f"folders names {unknown}, which are not among the corpora {', '.join(corpora)}")
+    parts = {"train": {}, "valid": {}, "test": {}}
+    findings, faults, settings = [], {}, {}
+    for name, prepare in corpora.items():
+        folder = data_folder / (folders or {}).get(name, name)
+        try:
+            done = prepare(data_folder=str(folder), save_folder=str(save_folder / name))
+        except ManifestError as error:
+            faults[name] = str(error)
+            continue
+        findings += [Finding(f"{name}/{f.id}" if f.id else name, f.message) for f in done.findings]
+        settings[name] = done.split_hash
+        root = folder.relative_to(data_folder).as_posix() if folder.is_relative_to(data_folder) else None
+        for part, path in done.manifests.items():
+            for key, record in json.loads(Path(path).read_text(encoding="utf-8")).items():
+                place = (
+                    str(folder) if root is None else "{data_root}" if root == "." else f"{{data_root}}/{root}"
+                )
+                parts[part][f"{name}/{key}"] = {**_moved(record, place), "corpus": name}
+    if faults and (not skip_missing or not settings):
+        lines = "\n".join(f"{name}: {message}" for name, message in faults.items())
+        raise ManifestError(f"{len(faults)} of {len(corpora)} corpora cannot be prepared:\n{lines}")
+    for name, message in faults.items():
+        logger.warning("%s is left out: %s", name, message)
+        findings.append(Finding(name, f"left out: {message}"))
+    manifests = {part: str(save_folder / f"{part}.json") for part in parts}
+    for part, path in manifests.items():
+        write_manifest(path, parts[part])
+    digest = split_hash(parts)
+    summary = {
+        "corpora": settings,
+        "num_records": {
+            part: {name: sum(r["corpus"] == name for r in records.values()) for name in settings}
+            for part, records in parts.items()
+        },
+        "split_hash": digest,
+        "findings": [str(finding) for finding in findings],
+    }
+    write_text_atomically(
+        save_folder / "preparation.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
+    )
+    return Preparation(manifests, None, digest, tuple(findings))
+
+
+def _moved(value, place):
+    """A record whose paths begin with ``place`` instead of ``{data_root}``."""
+    if isinstance(value, dict):
+        return {
+            k: place + v.removeprefix("{data_root}")
+            if k == "wav" and isinstance(v, str) and v.startswith("{data_root}")
+            else _moved(v, place)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_moved(v, place) for v in value]
+    return value

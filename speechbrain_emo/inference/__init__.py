@@ -1,5 +1,6 @@
-"""Trained models as objects: :class:`EmotionExplainer`, :class:`WordEmotionAnnotator` and what they return."""
+"""Trained models as objects: what explains, talks and annotates, and what they return."""
 
+from .chat import Attributes, ChatError, ChatTurn, EmotionalChat, Reply
 from .explanation import Explanation, Failure
 from .interfaces import EmotionExplainer
 from .word_annotation import AnnotatedWord, WordAnnotation
@@ -7,9 +8,14 @@ from .word_emotion import WordEmotionAnnotator
 
 __all__ = [
     "AnnotatedWord",
+    "Attributes",
+    "ChatError",
+    "ChatTurn",
     "EmotionExplainer",
+    "EmotionalChat",
     "Explanation",
     "Failure",
+    "Reply",
     "WordAnnotation",
     "WordEmotionAnnotator",
 ]

@@ -3,7 +3,8 @@
 The folder holds ``hyperparams.yaml``, ``front_end.safetensors``, ``adapter/`` in peft's own layout (with
 ``model.safetensors`` where the language model itself has trained), small local backbones, the model card
 (``README.md``) and ``manifest.json``. It can be moved;
-:class:`speechbrain_emo.inference.interfaces.EmotionExplainer` reads it.
+:class:`speechbrain_emo.inference.interfaces.EmotionExplainer` reads it, or
+:class:`speechbrain_emo.inference.chat.EmotionalChat` where it is a dialogue model.
 """
 
 import functools
@@ -57,17 +58,6 @@ EXPLAIN_DEFAULTS = {
     "language": "en",
     "precision": "fp32",
 }
-HPARAMS_KEYS = (
-    MODEL_FOLDER,
-    "encoder",
-    "llm",
-    "front_end",
-    "answer_format",
-    "tasks",
-    "slot_kinds",
-    "labels",
-    "explain",
-)
 ANNOTATOR_WEIGHTS = "annotator.safetensors"
 ANNOTATOR_KEYS = (MODEL_FOLDER, "encoder", "annotator", "annotate")
 #: Settings of the word annotator and their defaults; None for what must be given.
@@ -81,6 +71,21 @@ ANNOTATE_DEFAULTS = {
     "supervision": None,
     "language": "en",
 }
+#: Settings of a dialogue model; durations in seconds.
+CHAT_DEFAULTS = {
+    "dialogue_task": None,
+    "transcript_task": None,
+    "choice_tasks": (),
+    "max_new_tokens": 256,
+    "max_duration": 60.0,
+    "max_positions": None,
+    "language": "en",
+    "precision": "fp32",
+}
+_COMMON_KEYS = (MODEL_FOLDER, "encoder", "llm", "front_end", "answer_format", "tasks", "slot_kinds", "labels")
+#: Keys of ``hyperparams.yaml``, by what the model is for.
+HPARAMS_KEYS = (*_COMMON_KEYS, "explain")
+CHAT_KEYS = (*_COMMON_KEYS, "chat")
 _PACKAGES = ("speechbrain", "torch", "transformers", "peft", "safetensors", "hyperpyyaml")
 
 
@@ -95,7 +100,7 @@ class ExportError(ValueError):
 
 
 @main_process_only
-def export_model(folder, model, factories, answer_format, tasks, explain, facts=None):
+def export_model(folder, model, factories, answer_format, tasks, explain=None, facts=None, chat=None):
     """Write a trained model as a folder for inference; an older export there is replaced.
 
     The folder appears whole or not at all: it is written beside its place and renamed.
@@ -113,14 +118,17 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
     answer_format : AnswerFormat
         Of the tasks.
     tasks : mapping of str to InstructionTask
-        All tasks that ``explain`` names; others are not written.
-    explain : mapping
-        Keys of ``EXPLAIN_DEFAULTS``; ``label_task`` is needed. ``thresholds`` is a
-        ``dataio.descriptors.Thresholds`` or its ``to_dict()``; ``max_duration`` is in seconds
+        All tasks that ``explain`` or ``chat`` names; others are not written.
+    explain : mapping, optional
+        For a model that explains recordings. Keys of ``EXPLAIN_DEFAULTS``; ``label_task`` is needed. ``thresholds``
+        is a ``dataio.descriptors.Thresholds`` or its ``to_dict()``; ``max_duration`` is in seconds
         (None: 60); ``temperature`` divides the label scores (nats) before the softmax; ``precision``
         is the evaluation's (``eval_precision``).
     facts : mapping, optional
         For the model card (see ``inference/model_card.py``), over those that are read from the model.
+    chat : mapping, optional
+        For a dialogue model, instead of ``explain``. Keys of ``CHAT_DEFAULTS``; ``dialogue_task`` is needed,
+        ``transcript_task`` and ``choice_tasks`` are what it transcribes and describes a recording by.
 
     Returns
     -------
@@ -130,8 +138,8 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
     Raises
     ------
     ExportError
-        If a part's class is not on the allow-list, a value is no plain data, or a backbone's folder holds
-        pickled weights only.
+        If a part's class is not on the allow-list, a value is no plain data, a backbone's folder holds
+        pickled weights only, or not exactly one of ``explain`` and ``chat`` is given.
 
     Example
     -------
@@ -139,7 +147,10 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
     ['chain_task', 'label_task', 'language']
     """
     folder = Path(folder)
-    settings = complete_settings(explain, tasks)
+    if (explain is None) == (chat is None):
+        raise ExportError("give the settings of one of explain and chat: a model is exported for one of them")
+    purpose = "explain" if chat is None else "chat"
+    settings = complete_settings(explain, tasks) if chat is None else complete_chat_settings(chat, tasks)
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
         raise ExportError(f"{folder} exists and is no exported model: choose another folder, or take it away")
     encoder = model.encoder
@@ -167,10 +178,10 @@ def export_model(folder, model, factories, answer_format, tasks, explain, facts=
         model.llm.save_checkpoint(str(partial / ADAPTER_FOLDER))
         if not any((partial / ADAPTER_FOLDER).iterdir()):
             (partial / ADAPTER_FOLDER).rmdir()
-        text = _hparams_text(arguments, answer_format, tasks, model.front_end.slot_kinds, settings)
+        text = _hparams_text(arguments, answer_format, tasks, model.front_end.slot_kinds, settings, purpose)
         (partial / HPARAMS_FILE).write_text(text, encoding="utf-8")
         check_yaml(text)
-        check_structure(text, HPARAMS_KEYS)
+        check_structure(text, HPARAMS_KEYS if purpose == "explain" else CHAT_KEYS)
 
         from speechbrain_emo.inference.model_card import write_model_card
 
@@ -367,6 +378,57 @@ def complete_settings(explain, tasks):
     return settings
 
 
+def complete_chat_settings(chat, tasks):
+    """The settings of a dialogue model with defaults for what is not given.
+
+    Arguments
+    ---------
+    chat : mapping
+        Keys of ``CHAT_DEFAULTS``.
+    tasks : collection of str
+        Names of the tasks there are.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ExportError
+        If a key or a task is unknown, ``dialogue_task`` is missing or a number is out of range.
+
+    Example
+    -------
+    >>> complete_chat_settings({"dialogue_task": "dialogue"}, ["dialogue"])["max_duration"]
+    60.0
+    """
+    unknown = sorted(set(chat) - set(CHAT_DEFAULTS))
+    if unknown:
+        raise ExportError(f"chat has unknown keys {unknown}; allowed: {sorted(CHAT_DEFAULTS)}")
+    settings = {**CHAT_DEFAULTS, **chat}
+    if settings["max_duration"] is None:
+        settings["max_duration"] = CHAT_DEFAULTS["max_duration"]
+    if settings["dialogue_task"] is None:
+        raise ExportError("chat.dialogue_task is null: name the task that answers a dialogue")
+    settings["choice_tasks"] = [str(name) for name in settings["choice_tasks"]]
+    for name in (settings["dialogue_task"], settings["transcript_task"], *settings["choice_tasks"]):
+        if name is not None and name not in tasks:
+            raise ExportError(f"chat names the task {name!r}; the experiment has {sorted(tasks)}")
+    for key in ("max_duration", "max_new_tokens"):
+        value = settings[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ExportError(f"chat.{key} is {value!r}; it must be a number above 0")
+    if settings["precision"] not in ("fp32", "fp16", "bf16"):
+        raise ExportError(f"chat.precision is {settings['precision']!r}; allowed: fp32, fp16, bf16")
+    return settings
+
+
+def _named_tasks(settings):
+    """Names of the tasks that settings of either kind ask for."""
+    single = ("label_task", "chain_task", "transcript_task", "dialogue_task")
+    return {settings.get(key) for key in single} - {None} | set(settings.get("choice_tasks") or ())
+
+
 def _arguments(name, factory):
     """(dotted class name, keyword arguments as plain data) of a factory."""
     positional, keywords = (), {}
@@ -474,19 +536,21 @@ def _dotted(thing):
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
-def _hparams_text(arguments, answer_format, tasks, slot_kinds, settings):
+def _hparams_text(arguments, answer_format, tasks, slot_kinds, settings, purpose="explain"):
     """The text of ``hyperparams.yaml``."""
-    used = {settings[key] for key in ("label_task", "chain_task", "transcript_task")} - {None}
     task_nodes = CommentedMap()
-    for name in sorted(used):
+    for name in sorted(_named_tasks(settings)):
         task = tasks[name]
         if _dotted(task) not in ALLOWED_CLASSES:
             raise ExportError(f"task {name!r} is a {_dotted(task)}, which inference may not construct")
-        values = {
-            key: _plain(getattr(task, key), f"tasks.{name}.{key}") for key in ("name", "prompts", "answer")
-        }
-        values["system"] = task.system
-        values["format"] = _Reference("<answer_format>")
+        # A task keeps what it was made with under the names of its arguments.
+        values = {}
+        for key, parameter in inspect.signature(type(task)).parameters.items():
+            value = getattr(task, key)
+            if key == "format":
+                values[key] = _Reference("<answer_format>")
+            elif value != parameter.default and not (not value and not parameter.default):
+                values[key] = _plain(value, f"tasks.{name}.{key}")
         task_nodes[name] = _new(_dotted(task), values)
     spec = {k: v if isinstance(v, str) else list(v) for k, v in answer_format.spec.items()}
     weights = _plain(answer_format.weights, "answer_format.weights")
@@ -497,8 +561,8 @@ def _hparams_text(arguments, answer_format, tasks, slot_kinds, settings):
     document["answer_format"] = _new(_dotted(answer_format), {"fields": spec, "weights": weights})
     document["tasks"] = task_nodes
     document["slot_kinds"] = list(slot_kinds)
-    document["labels"] = _yaml_value(list(answer_format.labels))
-    document["explain"] = _yaml_value(_plain(settings, "explain"))
+    document["labels"] = _yaml_value(_labels(answer_format))
+    document[purpose] = _yaml_value(_plain(settings, purpose))
     return _document_text(document)
 
 
@@ -512,21 +576,28 @@ def _document_text(document):
     return stream.getvalue()
 
 
+def _labels(answer_format):
+    """Emotions of a format; none where it has no closed list of them."""
+    kind = answer_format.spec.get("emotion", ())
+    return [] if isinstance(kind, str) else list(kind)
+
+
 def _card_facts(arguments, model, encoder, answer_format, settings, facts):
     """What the model card says, as far as the model itself knows."""
     trained = sum(p.numel() for p in model.front_end.parameters())
     if model.llm.has_lora:
         trained += sum(p.numel() for m in model.llm.trainable_groups()["llm.lora"] for p in m.parameters())
     own = {
-        "labels": list(answer_format.labels),
+        "labels": _labels(answer_format),
+        "interface": "EmotionalChat" if "dialogue_task" in settings else "EmotionExplainer",
         "descriptors": list(answer_format.descriptor_names),
         "encoder": encoder.source,
         "llm": model.llm.source,
         "front_end": arguments["front_end"][0].rsplit(".", 1)[1],
         "sample_rate": encoder.sample_rate,
         "language": settings["language"],
-        "temperature": settings["temperature"],
-        "thresholds": settings["thresholds"],
+        "temperature": settings.get("temperature"),
+        "thresholds": settings.get("thresholds"),
         "max_duration": settings["max_duration"],
         "parameters": sum(
             p.numel() for part in (encoder, model.front_end, model.llm) for p in part.parameters()

@@ -29,8 +29,10 @@ from speechbrain_emo.inference.explanation import (
 )
 from speechbrain_emo.inference.export import (
     ADAPTER_FOLDER,
+    CHAT_KEYS,
     FRONT_END_WEIGHTS,
     HPARAMS_KEYS,
+    complete_chat_settings,
     complete_settings,
 )
 from speechbrain_emo.inference.safe_loading import (
@@ -162,42 +164,8 @@ class EmotionExplainer(Pretrained):
         UnsafeModelError
             If there is no model, a file differs from the manifest, or something could run code.
         """
-        if hparams_file != HPARAMS_FILE:
-            raise UnsafeModelError(
-                f"hparams_file is {hparams_file!r}; an exported model has {HPARAMS_FILE!r} only"
-            )
-        folder = find_model_folder(source)
-        remote = folder is None
-        if remote:
-            folder = _fetch_model(str(source), savedir, fetch_config or FetchConfig())
-        manifest = verify_folder(folder)
-        name = str(folder / HPARAMS_FILE)
-        try:
-            text = (folder / HPARAMS_FILE).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UnsafeModelError(f"{name}: not UTF-8 text ({error})") from error
-        check_yaml(text, name)
-        check_structure(text, HPARAMS_KEYS, name)
-        if isinstance(overrides, str):  # SpeechBrain takes YAML text too.
-            overrides = ruamel.yaml.YAML(typ="safe", pure=True).load(overrides)
-        replaced = [part for part, values in (overrides or {}).items() if "source" in (values or {})]
-        check_parts(text, manifest, name, remote, replaced)
-        hparams = load_checked_yaml(text, folder.resolve(), name, overrides)
-        hparams["explain"] = complete_settings(hparams["explain"], hparams["tasks"])
-        hparams["precision"] = hparams["explain"]["precision"]
-        front_end, llm = hparams["front_end"], hparams["llm"]
-        _load_front_end(front_end, folder / FRONT_END_WEIGHTS, manifest)
-        adapter = folder / ADAPTER_FOLDER
-        if any(n.startswith(ADAPTER_FOLDER + "/") for n in manifest["files"]):
-            try:
-                llm.load_checkpoint(str(adapter))
-            except (SafetensorError, ValueError) as error:
-                raise UnsafeModelError(f"{adapter}: does not fit the language model: {error}") from error
-        elif llm.has_lora:
-            raise UnsafeModelError(f"{adapter}: missing, but {name} describes a language model with LoRA")
-        model = SpeechLanguageModel(llm, front_end, hparams["encoder"])
-        parts = {k: v for k, v in hparams.items() if k not in ("encoder", "llm", "front_end")}
-        return cls(modules={"model": model}, hparams=parts, run_opts=run_opts, **kwargs)
+        model, hparams = load_exported(source, "explain", hparams_file, savedir, overrides, fetch_config)
+        return cls(modules={"model": model}, hparams=hparams, run_opts=run_opts, **kwargs)
 
     # -- explaining ------------------------------------------------------------------------------------------
 
@@ -503,6 +471,80 @@ class EmotionExplainer(Pretrained):
                 f"{field}: the model says {describe_value(said)}, the signal says {word} ({phrase})"
             )
         return measured, words
+
+
+def load_exported(
+    source, purpose, hparams_file=HPARAMS_FILE, savedir=None, overrides=None, fetch_config=None
+):
+    """Check an exported model and build it: nothing that it brings is run.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        Folder of an export or of a training, or a hub name.
+    purpose : str
+        ``explain`` or ``chat``: whose settings the model must have.
+    hparams_file, savedir, overrides, fetch_config :
+        As of :meth:`EmotionExplainer.from_hparams`.
+
+    Returns
+    -------
+    tuple
+        The SpeechLanguageModel and the other hyperparameters (dict).
+
+    Raises
+    ------
+    UnsafeModelError
+        If there is no model, it is for another purpose, a file differs from the manifest, or something could
+        run code.
+    """
+    if hparams_file != HPARAMS_FILE:
+        raise UnsafeModelError(
+            f"hparams_file is {hparams_file!r}; an exported model has {HPARAMS_FILE!r} only"
+        )
+    folder = find_model_folder(source)
+    remote = folder is None
+    if remote:
+        folder = _fetch_model(str(source), savedir, fetch_config or FetchConfig())
+    manifest = verify_folder(folder)
+    name = str(folder / HPARAMS_FILE)
+    try:
+        text = (folder / HPARAMS_FILE).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UnsafeModelError(f"{name}: not UTF-8 text ({error})") from error
+    check_yaml(text, name)
+    found = _purpose(text)
+    if found != purpose and found is not None:
+        other = {"explain": "EmotionExplainer", "chat": "EmotionalChat"}
+        raise UnsafeModelError(f"{name}: this model is for {other[found]}, not for {other[purpose]}")
+    check_structure(text, HPARAMS_KEYS if purpose == "explain" else CHAT_KEYS, name)
+    if isinstance(overrides, str):  # SpeechBrain takes YAML text too.
+        overrides = ruamel.yaml.YAML(typ="safe", pure=True).load(overrides)
+    replaced = [part for part, values in (overrides or {}).items() if "source" in (values or {})]
+    check_parts(text, manifest, name, remote, replaced)
+    hparams = load_checked_yaml(text, folder.resolve(), name, overrides)
+    complete = complete_settings if purpose == "explain" else complete_chat_settings
+    hparams[purpose] = complete(hparams[purpose], hparams["tasks"])
+    hparams["precision"] = hparams[purpose]["precision"]
+    front_end, llm = hparams["front_end"], hparams["llm"]
+    _load_front_end(front_end, folder / FRONT_END_WEIGHTS, manifest)
+    adapter = folder / ADAPTER_FOLDER
+    if any(n.startswith(ADAPTER_FOLDER + "/") for n in manifest["files"]):
+        try:
+            llm.load_checkpoint(str(adapter))
+        except (SafetensorError, ValueError) as error:
+            raise UnsafeModelError(f"{adapter}: does not fit the language model: {error}") from error
+    elif llm.has_lora:
+        raise UnsafeModelError(f"{adapter}: missing, but {name} describes a language model with LoRA")
+    model = SpeechLanguageModel(llm, front_end, hparams["encoder"])
+    return model, {k: v for k, v in hparams.items() if k not in ("encoder", "llm", "front_end")}
+
+
+def _purpose(text):
+    """Which settings a text has: explain, chat, or None."""
+    node = ruamel.yaml.YAML(typ="safe", pure=True).compose(text)
+    keys = {key.value for key, _ in node.value}
+    return next((p for p in ("explain", "chat") if p in keys), None)
 
 
 def find_model_folder(source):

@@ -30,8 +30,36 @@ PAPERS = {
         "arXiv:2505.23236",
         "Towards LLM-Empowered Fine-Grained Speech Descriptors for Explainable Emotion Recognition",
     ),
+    "dual": ("arXiv:2508.08095", "the dual-information speech language model (ICME 2025)"),
 }
 UNKNOWN = "not stated"
+# What the model is, by the class that loads it.
+DESCRIPTIONS = {
+    "EmotionExplainer": (
+        "Explainable speech emotion recognition: a frozen speech encoder, two branches with an information",
+        "bottleneck (what is said, how it is said) and a language model that writes transcript, descriptors",
+        "and emotion.",
+    ),
+    "EmotionalChat": (
+        "Spoken dialogue: a frozen speech encoder, two adapters (how it is said, what is said) and a frozen",
+        "language model that answers the words in view of the voice. It also transcribes a recording and",
+        "chooses attributes of the voice.",
+    ),
+}
+EXAMPLES = {
+    "EmotionExplainer": (
+        "from speechbrain_emo.inference import EmotionExplainer",
+        "",
+        'explainer = EmotionExplainer.from_hparams(source="FOLDER_OF_THIS_FILE")',
+        'print(explainer.explain_file("x.wav"))',
+    ),
+    "EmotionalChat": (
+        "from speechbrain_emo.inference import EmotionalChat",
+        "",
+        'chat = EmotionalChat.from_hparams(source="FOLDER_OF_THIS_FILE")',
+        'print(chat.say("turn1.wav"))',
+    ),
+}
 
 INTENDED_USE = """\
 Research on speech emotion recognition and on its explanation: comparing methods, describing recordings, and
@@ -213,20 +241,16 @@ def model_card(facts):
         "",
     ]
     labels, descriptors = take("labels", []), take("descriptors", [])
+    interface = take("interface", "EmotionExplainer")
     lines += [
-        "Explainable speech emotion recognition: a frozen speech encoder, two branches with an information",
-        "bottleneck (what is said, how it is said) and a language model that writes transcript, descriptors",
-        "and emotion.",
+        *DESCRIPTIONS[interface],
         "",
         f"- Emotions: {', '.join(map(str, labels)) or UNKNOWN}",
         f"- Descriptors: {', '.join(map(str, descriptors)) or 'none'}",
         f"- Language: {language or UNKNOWN}",
         "",
         "```python",
-        "from speechbrain_emo.inference import EmotionExplainer",
-        "",
-        'explainer = EmotionExplainer.from_hparams(source="FOLDER_OF_THIS_FILE")',
-        'print(explainer.explain_file("x.wav"))',
+        *EXAMPLES[interface],
         "```",
         "",
         "## Intended use",
@@ -257,7 +281,8 @@ def model_card(facts):
         lines += ["", "## Further facts", ""]
         lines += [f"- {key}: {_plain(value)}" for key, value in sorted(rest.items())]
     lines += ["", "## Citation", ""]
-    lines += [f"- {title}, {identifier}" for identifier, title in PAPERS.values()]
+    papers = [PAPERS["dual" if interface == "EmotionalChat" else "ib"]]
+    lines += [f"- {title}, {identifier}" for identifier, title in papers]
     lines += ["- speechbrain_emo, see CITATION.cff of the toolkit", ""]
     return "\n".join(lines)
 

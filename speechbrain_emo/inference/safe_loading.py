@@ -29,9 +29,12 @@ ALLOWED_CLASSES = frozenset(
         "speechbrain_emo.lobes.emotion2vec.Emotion2Vec",
         "speechbrain_emo.lobes.speech_encoder.SpeechEncoder",
         "speechbrain_emo.lobes.speech_llm.SpeechLLM",
+        "speechbrain_emo.lobes.dual_adapters.DualAdapters",
         "speechbrain_emo.lobes.vib_front_end.VIBFrontEnd",
         "speechbrain_emo.lobes.word_emotion.WordEmotionModel",
         "speechbrain_emo.prompts.tasks.AnswerFormat",
+        "speechbrain_emo.prompts.tasks.ChoiceTask",
+        "speechbrain_emo.prompts.tasks.DialogueTask",
         "speechbrain_emo.prompts.tasks.InstructionTask",
     }
 )

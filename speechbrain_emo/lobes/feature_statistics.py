@@ -86,7 +86,9 @@ class FeatureStatistics(nn.Module):
         frames = utterance = None
         for features in utterances:
             values = features.detach().double().cpu()
-            rows = torch.stack((torch.full_like(values[0], len(values)), values.sum(0), values.square().sum(0)))
+            rows = torch.stack(
+                (torch.full_like(values[0], len(values)), values.sum(0), values.square().sum(0))
+            )
             frames = rows if frames is None else frames + rows
             own = utterance_statistics(values[None], torch.ones(1, len(values), dtype=torch.bool))[0]
             rows = torch.stack((torch.ones_like(own), own, own.square()))

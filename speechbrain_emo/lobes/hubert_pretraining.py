@@ -1,9 +1,10 @@
-"""Parts that pretrain a small HuBERT on a CPU: its start as a filterbank, span masks, targets and heads.
+"""Parts that pretrain a small HuBERT or Whisper encoder on a CPU: a filterbank start, span masks, targets, heads.
 
 Hsu et al. 2021, "HuBERT", https://arxiv.org/abs/2106.07447: predict cluster numbers of acoustic features at
 masked frames (sec. II-A and II-B). Differences, all optional: frames that carry phoneme labels are classified
 too, and log-mels, level and periodicity are regressed, so that prosody stays readable in a model of a million
-parameters trained for minutes.
+parameters trained for minutes. Whisper's encoder (Radford et al. 2022) reads log-mels and needs no filterbank; it is
+trained with the same heads instead of a decoder.
 
 Axes: B audios, T encoder frames, M mel bands, G lags, D feature size, K classes.
 """
@@ -14,9 +15,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speechbrain_emo.lobes.information_bottleneck import LayerMix
+from speechbrain_emo.lobes.speech_encoder import LogMelInput
 
 SAMPLE_RATE = 16000
 IGNORE = -100
@@ -28,19 +37,22 @@ def receptive_field(config):
 
     Arguments
     ---------
-    config : transformers.HubertConfig
-        With ``conv_kernel`` and ``conv_stride``.
+    config : transformers.HubertConfig or transformers.WhisperConfig
+        With ``conv_kernel`` and ``conv_stride``, or Whisper's.
 
     Returns
     -------
     tuple of int
-        Receptive field and hop, in samples.
+        Receptive field and hop, in samples. Frame t is centred half a field behind t hops; Whisper's convolutions pad
+        so that it is centred there without delay, which a field of one sample says.
 
     Example
     -------
     >>> receptive_field(HubertConfig())
     (400, 320)
     """
+    if config.model_type == "whisper":
+        return 1, 2 * LogMelInput.mel_hop
     size, hop = 1, 1
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         size += (kernel - 1) * hop
@@ -62,6 +74,9 @@ def num_frames(config, num_samples):
     torch.Tensor
         int64, shape (B,).
     """
+    if config.model_type == "whisper":
+        hop = 2 * LogMelInput.mel_hop
+        return torch.div(num_samples + hop - 1, hop, rounding_mode="floor")
     length = num_samples
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         length = torch.div(length - kernel, stride, rounding_mode="floor") + 1
@@ -152,6 +167,108 @@ def build_tiny_hubert(
         model = HubertModel(config)
     init_filterbank(model, low_bands, mel_bands)
     return model
+
+
+def build_tiny_whisper(
+    hidden_size=128,
+    num_layers=3,
+    num_heads=4,
+    intermediate_size=384,
+    mel_bands=80,
+    window_seconds=10,
+    dropout=0.0,
+    seed=0,
+):
+    """The encoder of a ``transformers.WhisperModel``, small; no decoder.
+
+    Arguments
+    ---------
+    hidden_size : int
+        D. Divisible by ``num_heads``.
+    num_layers : int
+        Transformer blocks.
+    num_heads : int
+        Attention heads.
+    intermediate_size : int
+        Feed-forward size.
+    mel_bands : int
+        M.
+    window_seconds : int
+        Longest window, in seconds: 30 in the published models.
+    dropout : float
+        In the blocks.
+    seed : int
+        Of the random weights.
+
+    Returns
+    -------
+    transformers.models.whisper.modeling_whisper.WhisperEncoder
+        In training mode, float32.
+
+    Example
+    -------
+    >>> model = build_tiny_whisper(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, window_seconds=1)
+    >>> model(torch.randn(1, 80, 100)).last_hidden_state.shape
+    torch.Size([1, 50, 16])
+    """
+    config = WhisperConfig(
+        d_model=hidden_size,
+        encoder_layers=num_layers,
+        encoder_attention_heads=num_heads,
+        encoder_ffn_dim=intermediate_size,
+        num_mel_bins=mel_bands,
+        max_source_positions=50 * int(window_seconds),
+        dropout=dropout,
+        attention_dropout=dropout,
+        # There is no decoder; its numbers are kept small for who builds one.
+        decoder_layers=1,
+        decoder_attention_heads=num_heads,
+        decoder_ffn_dim=intermediate_size,
+        vocab_size=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WhisperEncoder(config).train()
+
+
+def encoder_states(encoder, waveforms, num_samples, mask):
+    """All hidden states of a HuBERT or a Whisper encoder in training, some of the frames masked.
+
+    Arguments
+    ---------
+    encoder : transformers.HubertModel or WhisperEncoder
+    waveforms : torch.Tensor
+        float32, shape (B, samples), zero at padding.
+    num_samples : torch.Tensor
+        int64, shape (B,).
+    mask : torch.Tensor
+        bool, shape (B, T): HuBERT's mask embedding replaces such frames, Whisper's log-mels are 0 there.
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        (B, T, D) each, the input of the first block first.
+    """
+    if encoder.config.model_type != "whisper":
+        samples = torch.arange(waveforms.shape[1], device=waveforms.device)[None] < num_samples[:, None]
+        out = encoder(
+            waveforms, attention_mask=samples.long(), mask_time_indices=mask, output_hidden_states=True
+        )
+        return (*out.hidden_states[:-1], out.last_hidden_state)
+    family = LogMelInput(encoder.config, False, pad_windows=False)
+    mel, frames, _ = family.windows(waveforms, num_samples.tolist())
+    if len(frames) != len(waveforms):
+        raise ValueError(
+            f"an audio is longer than the encoder's window of {family.window_samples / SAMPLE_RATE:g} s: lower "
+            "max_duration or raise window_seconds"
+        )
+    mel = mel.masked_fill(mask.repeat_interleave(2, 1)[:, None], 0.0)
+    states = family.encode(encoder, mel, frames, range(len(encoder.layers) + 1))
+    return states.unbind(2)
 
 
 def _tone_filters(centres, window_lengths, kernel):
@@ -288,7 +405,7 @@ class FrameTargets(nn.Module):
 
     Arguments
     ---------
-    config : transformers.HubertConfig
+    config : transformers.HubertConfig or transformers.WhisperConfig
         Its convolutions say where the frames lie.
     mel_bands : int
         M.
@@ -534,7 +651,7 @@ def phone_frames(phones, labels, count, config, speed=1.0):
 
 @dataclass
 class PretrainingOutput:
-    """Predictions of :class:`HubertPretrainer`.
+    """Predictions of :class:`EncoderPretrainer`.
 
     ``units`` (B, T, K) and ``phones`` (B, T, K) are logits; ``acoustics`` (B, T, F) regressed features;
     ``durations`` (B, T) as :func:`phone_frames` gives them; each None without its head.
@@ -553,12 +670,12 @@ class PretrainingOutput:
     frame_emotions: torch.Tensor = None
 
 
-class HubertPretrainer(nn.Module):
-    """A HuBERT with the heads that only pretraining needs.
+class EncoderPretrainer(nn.Module):
+    """A HuBERT or a Whisper encoder with the heads that only pretraining needs.
 
     Arguments
     ---------
-    hubert : transformers.HubertModel
+    encoder : transformers.HubertModel or WhisperEncoder
     num_units : int
         Classes of the masked prediction; 0 for none.
     num_phones : int
@@ -584,14 +701,14 @@ class HubertPretrainer(nn.Module):
     Example
     -------
     >>> hubert = build_tiny_hubert(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
-    >>> model = HubertPretrainer(hubert, num_units=10, num_phones=5, acoustic_size=7, prosody_layer=1)
+    >>> model = EncoderPretrainer(hubert, num_units=10, num_phones=5, acoustic_size=7, prosody_layer=1)
     >>> model(torch.randn(2, 16000), torch.tensor([16000, 8000])).units.shape
     torch.Size([2, 48, 10])
     """
 
     def __init__(
         self,
-        hubert,
+        encoder,
         num_units,
         num_phones,
         acoustic_size,
@@ -603,11 +720,11 @@ class HubertPretrainer(nn.Module):
         frame_emotions=False,
     ):
         super().__init__()
-        layers = hubert.config.num_hidden_layers
+        layers = encoder.config.num_hidden_layers
         if not 0 <= prosody_layer <= layers:
             raise ValueError(f"prosody_layer is {prosody_layer}; it must lie in 0 to {layers}")
-        size = hubert.config.hidden_size
-        self.hubert = hubert
+        size = encoder.config.hidden_size
+        self.encoder = encoder
         self.prosody_layer = prosody_layer
         self.unit_head = nn.Linear(size, num_units) if num_units else None
         self.phone_head = nn.Linear(size, num_phones) if num_phones else None
@@ -638,17 +755,12 @@ class HubertPretrainer(nn.Module):
         -------
         PretrainingOutput
         """
-        hubert = self.hubert
-        frames = num_frames(hubert.config, num_samples)
+        frames = num_frames(self.encoder.config, num_samples)
         valid = torch.arange(int(frames.max()), device=waveforms.device)[None] < frames[:, None]
         if mask is None:
             mask = torch.zeros_like(valid)
-        samples = torch.arange(waveforms.shape[1], device=waveforms.device)[None] < num_samples[:, None]
-        out = hubert(
-            waveforms, attention_mask=samples.long(), mask_time_indices=mask, output_hidden_states=True
-        )
-        states = out.hidden_states
-        last = out.last_hidden_state
+        states = encoder_states(self.encoder, waveforms, num_samples, mask)
+        last = states[-1]
         prosody = None if self.acoustic_norm is None else self.acoustic_norm(states[self.prosody_layer])
         voice = prosody if self.emotion_mix is None else self.emotion_mix(torch.stack(states, 2))
         return PretrainingOutput(
@@ -699,21 +811,28 @@ class EmotionHead(nn.Module):
         return self.classifier(torch.cat((mean, (variance + 1e-5).sqrt()), -1))
 
 
-def save_encoder(hubert, folder):
-    """Write a HuBERT as a folder that ``transformers`` and the toolkit's speech encoder load.
+def save_encoder(encoder, folder):
+    """Write an encoder as a folder that ``transformers`` and the toolkit's speech encoder load.
 
     The level of the waveform carries the volume, so that the stored preprocessor does not normalise.
 
     Arguments
     ---------
-    hubert : transformers.HubertModel
+    encoder : transformers.HubertModel or WhisperEncoder
     folder : str or pathlib.Path
     """
-    hubert.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=SAMPLE_RATE,
-        padding_value=0.0,
-        do_normalize=False,
-        return_attention_mask=True,
-    ).save_pretrained(folder)
+    encoder.save_pretrained(folder)
+    if encoder.config.model_type == "whisper":
+        seconds = encoder.config.max_source_positions // 50
+        extractor = WhisperFeatureExtractor(
+            feature_size=encoder.config.num_mel_bins, sampling_rate=SAMPLE_RATE, chunk_length=seconds
+        )
+    else:
+        extractor = Wav2Vec2FeatureExtractor(
+            feature_size=1,
+            sampling_rate=SAMPLE_RATE,
+            padding_value=0.0,
+            do_normalize=False,
+            return_attention_mask=True,
+        )
+    extractor.save_pretrained(folder)

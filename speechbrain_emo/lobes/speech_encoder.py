@@ -1,10 +1,10 @@
-"""Frozen self-supervised speech encoders: all hidden states of HuBERT, wav2vec 2.0 or WavLM, on valid frames.
+"""Frozen speech encoders: hidden states of HuBERT, wav2vec 2.0, WavLM or Whisper, on valid frames.
 
-Axes: N audios, T encoder frames, L encoder layers, D feature size.
+Axes: N audios, T encoder frames, L encoder layers, D feature size, W windows, M mel bands.
 
-An encoder family is a small class that knows how waveforms enter the model and how many frames come out
-(``WaveformInput`` here); a family with another input, such as log-mel windows, is one more class in
-``FAMILIES``.
+An encoder family is a small class that knows how its model is built and loaded, how waveforms enter it and how
+many frames come out: ``WaveformInput`` for convolutions over samples, ``LogMelInput`` for Whisper's log-mel
+windows. A family with another input is one more class in ``FAMILIES``.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,7 +32,15 @@ VOLATILE_CONFIG_KEYS = (
     "_commit_hash",
 )
 # A later mismatch of these shows only as a shape error deep in the front end.
-CHECKED_CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers")
+CHECKED_CONFIG_KEYS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "d_model",
+    "encoder_layers",
+    "num_mel_bins",
+    "max_source_positions",
+)
 
 
 @dataclass
@@ -71,7 +80,14 @@ class WaveformInput:
     (320, 400, 49, 1)
     """
 
-    def __init__(self, config, normalize):
+    default_normalize = True
+
+    def __init__(self, config, normalize, pad_windows=True):
+        if not pad_windows:
+            raise ValueError(
+                f"SpeechEncoder: pad_windows is False, but a {config.model_type!r} model reads samples without"
+                " windows; it is for Whisper"
+            )
         self.kernels = tuple(config.conv_kernel)
         self.strides = tuple(config.conv_stride)
         self.normalize = normalize
@@ -83,6 +99,21 @@ class WaveformInput:
         for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
             field = (field - 1) * stride + kernel
         self.receptive_field = field
+
+    @staticmethod
+    def build(config, dtype):
+        """The model of a config with random weights."""
+        return AutoModel.from_config(config, dtype=dtype)
+
+    @staticmethod
+    def load(source, dtype, options):
+        """Model and loading report of a source."""
+        return AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+
+    @property
+    def settings(self):
+        """What the features depend on beside weights and normalisation, for the fingerprint."""
+        return ()
 
     def num_frames(self, num_samples):
         """Frames that a number of samples (at least 1) gives; int -> int."""
@@ -128,8 +159,217 @@ class WaveformInput:
             inputs["attention_mask"] = mask.long()
         return inputs
 
+    def hidden_states(self, model, waveforms, num_samples, layers):
+        """Chosen hidden states of a batch.
 
-FAMILIES = {"hubert": WaveformInput, "wav2vec2": WaveformInput, "wavlm": WaveformInput}
+        Arguments
+        ---------
+        model : transformers.PreTrainedModel
+            Of this family.
+        waveforms : torch.Tensor
+            float32, shape (N, samples).
+        num_samples : torch.Tensor
+            int64, shape (N,).
+        layers : Sequence of int
+            Which hidden states, 0 is the input of the first block.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (N, T, L, D); padding holds any value.
+        """
+        inputs = self.model_inputs(waveforms, num_samples.to(waveforms.device), model.dtype)
+        states = model(**inputs, output_hidden_states=True, return_dict=True).hidden_states
+        return torch.stack([states[layer] for layer in layers], dim=2)
+
+
+class LogMelInput:
+    """How waveforms enter Whisper's encoder (Radford et al. 2022, https://arxiv.org/abs/2212.04356, section 2.2).
+
+    Log-mels as ``transformers.WhisperFeatureExtractor`` computes them (100 Hz), two convolutions to 50 Hz, fixed
+    positions. The model was trained on windows of exactly 30 s; so is the default here: each window of an audio is
+    padded with zeros to 30 s, and only frames that hold audio go on. Without padding, positions beyond the audio
+    are left out and masked, which is faster and not what the model was trained on. Audio longer than a window is
+    cut into windows, each encoded by itself. Frame t covers samples [320 t, 320 t + 320) and its neighbourhood.
+
+    Arguments
+    ---------
+    config : transformers.WhisperConfig
+        Its ``max_source_positions`` are the frames of a window (1500: 30 s), ``num_mel_bins`` the mel bands.
+    normalize : bool
+        Must be False: the level of the waveform is part of Whisper's input.
+    pad_windows : bool
+        Whether windows are padded to their full length.
+
+    Example
+    -------
+    >>> family = LogMelInput(AutoConfig.for_model("whisper", num_mel_bins=128), normalize=False)
+    >>> family.hop, family.num_frames(16000), family.num_frames(1), family.num_frames(31 * 16000)
+    (320, 50, 1, 1550)
+    """
+
+    default_normalize = False
+    one_by_one = False
+    mel_hop, fft_size = 160, 400
+
+    def __init__(self, config, normalize, pad_windows=True):
+        if normalize:
+            raise ValueError(
+                "SpeechEncoder: normalize is True, but Whisper reads waveforms at their own level: leave it out"
+            )
+        self.pad_windows = bool(pad_windows)
+        self.hop = 2 * self.mel_hop
+        self.window_frames = int(config.max_source_positions)
+        self.window_samples = self.window_frames * self.hop
+        filters = WhisperFeatureExtractor(feature_size=config.num_mel_bins).mel_filters
+        with torch.device("cpu"):
+            self.mel_filters = torch.from_numpy(filters).float()
+
+    @staticmethod
+    def build(config, dtype):
+        """The encoder of a config with random weights; the decoder is not built."""
+        return WhisperEncoder(config).to(dtype)
+
+    @staticmethod
+    def load(source, dtype, options):
+        """Encoder and loading report of a source: a whole Whisper, with or without its head, or an encoder."""
+        return WhisperEncoder.from_pretrained(
+            source,
+            dtype=dtype,
+            output_loading_info=True,
+            key_mapping={r"^(model\.)?encoder\.": ""},
+            **options,
+        )
+
+    @property
+    def settings(self):
+        """What the features depend on beside the weights, for the fingerprint."""
+        return (f"windows={self.window_frames}{'' if self.pad_windows else ' unpadded'}",)
+
+    def num_frames(self, num_samples):
+        """Frames that a number of samples (at least 1) gives; int -> int."""
+        return -(-max(int(num_samples), 1) // self.hop)
+
+    def log_mel(self, samples):
+        """Log-mels of windows of equal length.
+
+        Arguments
+        ---------
+        samples : torch.Tensor
+            float32, shape (W, samples), a multiple of 320.
+
+        Returns
+        -------
+        torch.Tensor
+            float32, shape (W, M, samples / 160), equal to ``WhisperFeatureExtractor`` on each window.
+        """
+        window = torch.hann_window(self.fft_size, device=samples.device)
+        spectrum = torch.stft(samples, self.fft_size, self.mel_hop, window=window, return_complex=True)
+        power = spectrum[..., :-1].abs().square()
+        mel = self.mel_filters.to(samples.device).T @ power
+        log_mel = mel.clamp(min=1e-10).log10()
+        # 80 dB below the loudest value of the window is the floor.
+        log_mel = torch.maximum(log_mel, log_mel.amax((1, 2), keepdim=True) - 8.0)
+        return (log_mel + 4.0) / 4.0
+
+    def windows(self, waveforms, num_samples):
+        """Log-mels of all windows of a batch.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            float32, shape (N, samples).
+        num_samples : Sequence of int
+            Valid samples of each audio.
+
+        Returns
+        -------
+        tuple
+            Log-mels float32 (W, M, 2 T), valid frames of each window (list of int), and the audio of each window
+            (list of int).
+        """
+        cut, frames, audios = [], [], []
+        for row, length in enumerate(num_samples):
+            for start in range(0, length, self.window_samples):
+                piece = waveforms[row, start : min(start + self.window_samples, length)].float()
+                frames.append(self.num_frames(len(piece)))
+                audios.append(row)
+                whole = self.window_samples if self.pad_windows else frames[-1] * self.hop
+                cut.append(nn.functional.pad(piece, (0, whole - len(piece))))
+        if self.pad_windows:
+            return self.log_mel(torch.stack(cut)), frames, audios
+        # The transform mirrors an audio at its own end, so audios of different lengths go one by one.
+        mels = [self.log_mel(piece[None])[0].T for piece in cut]
+        return nn.utils.rnn.pad_sequence(mels, batch_first=True).transpose(1, 2), frames, audios
+
+    def encode(self, model, mel, frames, layers):
+        """Hidden states of windows; differentiable.
+
+        Arguments
+        ---------
+        model : transformers.models.whisper.modeling_whisper.WhisperEncoder
+        mel : torch.Tensor
+            As :meth:`windows` gives them.
+        frames : Sequence of int
+            Valid frames of each window; only looked at where windows are not padded.
+        layers : Sequence of int
+            Which hidden states; the last one is after the final layer norm, as transformers numbers them.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (W, T, L, D).
+        """
+        mask = valid = None
+        if not self.pad_windows:
+            lengths = torch.as_tensor(frames, device=mel.device)
+            valid = torch.arange(mel.shape[2] // 2, device=mel.device)[None, :] < lengths[:, None]
+        act = nn.functional.gelu
+        x = act(model.conv1(mel.to(model.conv1.weight.dtype)))
+        if valid is not None:
+            # The second convolution must see zeros behind the audio, as it does alone.
+            x = x * valid.repeat_interleave(2, 1)[:, None].to(x.dtype)
+            mask = torch.zeros(valid.shape, dtype=x.dtype, device=x.device)
+            mask = mask.masked_fill(~valid, torch.finfo(x.dtype).min)[:, None, None]
+            # A fused kernel wants the mask of every query.
+            mask = mask.expand(-1, 1, valid.shape[1], -1)
+        x = act(model.conv2(x)).transpose(1, 2)
+        x = x + model.embed_positions.weight[: x.shape[1]]
+        x = nn.functional.dropout(x, p=model.dropout, training=model.training)
+        last = len(model.layers)
+        wanted = {layer: None for layer in layers}
+        if 0 in wanted:
+            wanted[0] = x
+        for number, block in enumerate(model.layers, 1):
+            x = block(x, mask)
+            if number in wanted and number < last:
+                wanted[number] = x
+        if last in wanted:
+            wanted[last] = model.layer_norm(x)
+        return torch.stack([wanted[layer] for layer in layers], dim=2)
+
+    def hidden_states(self, model, waveforms, num_samples, layers, max_windows=16):
+        """Chosen hidden states of a batch, as :meth:`WaveformInput.hidden_states`."""
+        lengths = num_samples.tolist()
+        mel, frames, audios = self.windows(waveforms, lengths)
+        parts = []
+        for start in range(0, len(frames), max_windows):
+            some = slice(start, start + max_windows)
+            encoded = self.encode(model, mel[some], frames[some], layers)
+            parts += [row[:count] for row, count in zip(encoded, frames[some])]
+        rows = []
+        for audio in range(len(lengths)):
+            own = [part for part, row in zip(parts, audios) if row == audio]
+            rows.append(own[0] if len(own) == 1 else torch.cat(own))
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+FAMILIES = {
+    "hubert": WaveformInput,
+    "wav2vec2": WaveformInput,
+    "wavlm": WaveformInput,
+    "whisper": LogMelInput,
+}
 
 
 def _is_local(source):
@@ -159,6 +399,8 @@ def _config_digest(config):
 class SpeechEncoder(nn.Module):
     """Frozen speech encoder that returns the hidden states of chosen layers.
 
+    Of a Whisper only the encoder is kept: see :class:`LogMelInput`.
+
     VIB-SER (arXiv 2505.23236, section 2) reads all 25 hidden states of HuBERT-large: the input of the first
     transformer layer and the output of each layer, as ``transformers`` numbers them (the last one after the
     final layer norm in models with ``do_stable_layer_norm``). The model is always in eval mode, also after
@@ -184,7 +426,10 @@ class SpeechEncoder(nn.Module):
         checked against the loaded config (model_type, hidden_size, num_hidden_layers).
     normalize : bool, optional
         Zero mean and unit variance of each audio over its valid samples. None follows ``do_normalize`` of the
-        model's ``preprocessor_config.json`` (True, transformers' own default, where there is no such file).
+        model's ``preprocessor_config.json`` (transformers' own default where there is no such file: True, and
+        False for Whisper).
+    pad_windows : bool
+        Whisper only. True: windows of exactly 30 s, padded with silence, as it was trained. False: no padding.
 
     Raises
     ------
@@ -207,7 +452,14 @@ class SpeechEncoder(nn.Module):
     """
 
     def __init__(
-        self, source, revision=None, dtype="float32", layers="all", architecture=None, normalize=None
+        self,
+        source,
+        revision=None,
+        dtype="float32",
+        layers="all",
+        architecture=None,
+        normalize=None,
+        pad_windows=True,
     ):
         super().__init__()
         if dtype not in DTYPES:
@@ -219,12 +471,12 @@ class SpeechEncoder(nn.Module):
         self._folder = None
         if source is None:
             config, settings = self._config_of(architecture), {}
-            model = AutoModel.from_config(config, dtype=DTYPES[dtype])
+            model = FAMILIES[config.model_type].build(config, DTYPES[dtype])
         else:
             model, settings = self._load(revision, DTYPES[dtype])
             config = model.config
             self._check_architecture(config, architecture)
-        self._setup(model, config, layers, settings, normalize)
+        self._setup(model, config, layers, settings, normalize, pad_windows)
 
     @classmethod
     def build_meta(cls, architecture, layers="all", dtype="float32", normalize=None):
@@ -305,9 +557,7 @@ class SpeechEncoder(nn.Module):
                 f" {sorted(FAMILIES)}"
             )
         try:
-            model, report = AutoModel.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **options
-            )
+            model, report = FAMILIES[config.model_type].load(source, dtype, options)
             settings = _preprocessor_settings(source, None if local else revision)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{failure} {error}") from error
@@ -324,13 +574,13 @@ class SpeechEncoder(nn.Module):
     def _check_architecture(self, config, architecture):
         for key in CHECKED_CONFIG_KEYS:
             expected = (architecture or {}).get(key)
-            if expected is not None and expected != getattr(config, key):
+            if expected is not None and expected != getattr(config, key, None):
                 raise ValueError(
-                    f"SpeechEncoder: {self.source!r} has {key} {getattr(config, key)!r} but architecture says"
+                    f"SpeechEncoder: {self.source!r} has {key} {getattr(config, key, None)!r} but architecture says"
                     f" {expected!r}; make architecture that of the model in use, or leave it out"
                 )
 
-    def _setup(self, model, config, layers, settings, normalize):
+    def _setup(self, model, config, layers, settings, normalize, pad_windows):
         if getattr(config, "add_adapter", False):
             raise ValueError(
                 f"SpeechEncoder: {self.source!r} has add_adapter set, which changes the frame rate of its"
@@ -356,8 +606,10 @@ class SpeechEncoder(nn.Module):
         self.layers = tuple(layer % count for layer in selected)
         self.model = model.requires_grad_(False)
         self.sample_rate = int(settings.get("sampling_rate", SAMPLE_RATE))
-        self.normalize = bool(settings.get("do_normalize", True) if normalize is None else normalize)
-        self.family = FAMILIES[config.model_type](config, self.normalize)
+        family = FAMILIES[config.model_type]
+        stored = settings.get("do_normalize", family.default_normalize)
+        self.normalize = bool(stored if normalize is None else normalize)
+        self.family = family(config, self.normalize, pad_windows)
         self.frame_rate = self.sample_rate / self.family.hop
         self.num_layers = len(self.layers)
         self.hidden_size = config.hidden_size
@@ -409,6 +661,7 @@ class SpeechEncoder(nn.Module):
         """What features depend on, str: weights, config, dtype, layers, sample rate, normalisation."""
         layers = ",".join(map(str, self.layers))
         parts = (f"layers={layers}", f"rate={self.sample_rate}", f"normalize={self.normalize}")
+        parts += self.family.settings
         return "|".join((self.identity, self.dtype_name, *parts))
 
     @property
@@ -486,6 +739,4 @@ class SpeechEncoder(nn.Module):
         return EncoderOutput(features=features, num_frames=num_frames)
 
     def _hidden_states(self, waveforms, num_samples):
-        inputs = self.family.model_inputs(waveforms, num_samples.to(waveforms.device), self.dtype)
-        states = self.model(**inputs, output_hidden_states=True, return_dict=True).hidden_states
-        return torch.stack([states[layer] for layer in self.layers], dim=2)
+        return self.family.hidden_states(self.model, waveforms, num_samples, self.layers)

@@ -569,6 +569,28 @@ class SpeechLLM(nn.Module):
             num_correct=correct.sum(),
         )
 
+    @torch.no_grad()
+    def answer_log_probs(self, embeddings, packed):
+        """Log-probabilities of the whole vocabulary at the answer positions, for comparing two prompts.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Of :meth:`embed`, shape (B, P, d).
+        packed : PackedBatch
+            With answers.
+
+        Returns
+        -------
+        list of torch.Tensor
+            For each row, float32 (answer tokens, V): entry t predicts the answer's token t, the end token included.
+        """
+        mask, position_ids = self._causal_inputs(packed)
+        hidden, _ = self._hidden(embeddings, mask, position_ids)
+        predicted = (packed.labels[:, 1:] != IGNORED_LABEL) & packed.attention_mask[:, :-1].bool()
+        head = self.causal_lm.get_output_embeddings()
+        return [head(h[p]).float().log_softmax(-1) for h, p in zip(hidden[:, :-1], predicted)]
+
     def _check_trained_base(self):
         weight = self.causal_lm.get_input_embeddings().weight
         if not (weight.requires_grad and torch.is_grad_enabled()):
@@ -634,6 +656,36 @@ class SpeechLLM(nn.Module):
         for ids in written.tolist():
             rows.append(ids[: ids.index(end)] if end in ids else ids)
         return rows
+
+    @torch.no_grad()
+    def extend(self, embeddings, cache=None):
+        """Read on in one row and predict the token that follows, with the keys and values of what came before.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor
+            Of :meth:`embed`, shape (1, P, d), P at least 1: only the positions that are new.
+        cache : transformers.Cache, optional
+            Of an earlier call; it grows in place. ``cache.crop(-n)`` takes off its last n positions.
+
+        Returns
+        -------
+        tuple
+            Logits float32, shape (V,), and the cache.
+
+        Raises
+        ------
+        ValueError
+            If there is no position, or more than one row.
+        """
+        if embeddings.dim() != 3 or embeddings.shape[0] != 1 or embeddings.shape[1] < 1:
+            raise ValueError(
+                f"embeddings have shape {tuple(embeddings.shape)}; needed: (1, P, d) with P at least 1"
+            )
+        past = 0 if cache is None else cache.get_seq_length()
+        positions = torch.arange(past, past + embeddings.shape[1], device=embeddings.device)[None]
+        hidden, cache = self._hidden(embeddings, None, positions, cache, use_cache=True)
+        return self.causal_lm.get_output_embeddings()(hidden[0, -1]).float(), cache
 
     @torch.no_grad()
     def score(self, embeddings, packed, candidates, max_rows=256):

@@ -250,7 +250,9 @@ class VIBFrontEnd(nn.Module):
                 f" and {latent_size}"
             )
         frame_positions = branches if frame_positions is None else tuple(frame_positions)
-        if set(frame_positions) - set(branches) or (set(frame_positions) != set(branches) and not utterance_position):
+        if set(frame_positions) - set(branches) or (
+            set(frame_positions) != set(branches) and not utterance_position
+        ):
             raise ValueError(
                 f"VIBFrontEnd: frame_positions is {list(frame_positions)}; allowed are branches of {list(branches)},"
                 " and all of them where utterance_position is False"
@@ -438,7 +440,9 @@ class VIBFrontEnd(nn.Module):
                 noise = None
                 if branch.samples:
                     keys = [derive_seed(seed, f"{name}.utterance") for seed in seeds]
-                    noise = keyed_noise(keys, [1] * num_audios, 1, branch.utterance.bottleneck.latent_size)[:, 0]
+                    noise = keyed_noise(keys, [1] * num_audios, 1, branch.utterance.bottleneck.latent_size)[
+                        :, 0
+                    ]
                     noise = noise.to(features.device)
                 first, own_mu, own_log_var = branch.utterance(mix(summary[:, None])[:, 0], noise)
                 slots.insert(0, first[:, None])

@@ -43,6 +43,9 @@ class Phase:
         Weight of the KL term: ``{start, end}``, log-linear over the phase's steps; equal values are constant.
     slot_sources : dict of str to dict of str to float
         For a kind of slot, the probabilities of the sources speech, text and nothing. Default: speech.
+    slot_sources_by_task : dict of str to dict
+        Task -> kind of slot -> probabilities, where tasks differ; goes before ``slot_sources`` (equivalence
+        replacement, arXiv 2508.08095: which slot is replaced depends on the task).
     step_by_task : bool
         True: a step holds records of one task only.
     train_by_task : dict of str to list of str
@@ -52,6 +55,8 @@ class Phase:
         False: the phase starts with a fresh optimiser.
     records_per_epoch : int, optional
         Records drawn for an epoch; default all.
+    corpora : dict of str to float
+        Share in [0, 1] of the records of a corpus (a record's ``corpus``) that an epoch draws; 1 where not named.
 
     Raises
     ------
@@ -76,10 +81,12 @@ class Phase:
     weight_decay: float = 0.01
     beta: dict[str, float] = field(default_factory=lambda: {"start": 0.0, "end": 0.0})
     slot_sources: dict[str, dict[str, float]] = field(default_factory=dict)
+    slot_sources_by_task: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     step_by_task: bool = False
     train_by_task: dict[str, tuple[str, ...]] = field(default_factory=dict)
     keep_optimizer: bool = False
     records_per_epoch: int | None = None
+    corpora: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         def fail(name, value, allowed):
@@ -101,13 +108,26 @@ class Phase:
             fail(
                 "train_by_task", self.train_by_task, "with step_by_task: true, an entry for each of the tasks"
             )
-        for kind, sources in self.slot_sources.items():
-            if set(sources) - set(SLOT_SOURCES) or abs(sum(sources.values()) - 1) > 1e-6:
-                fail(
-                    f"slot_sources[{kind}]",
-                    sources,
-                    f"probabilities of {', '.join(SLOT_SOURCES)} that sum to 1",
-                )
+        unknown = set(self.slot_sources_by_task) - set(self.tasks)
+        if unknown:
+            fail("slot_sources_by_task", sorted(unknown), f"tasks of the phase: {', '.join(self.tasks)}")
+        policies = [("slot_sources", self.slot_sources)]
+        policies += [(f"slot_sources_by_task[{t}]", p) for t, p in self.slot_sources_by_task.items()]
+        for where, policy in policies:
+            for kind, sources in policy.items():
+                if set(sources) - set(SLOT_SOURCES) or abs(sum(sources.values()) - 1) > 1e-6:
+                    fail(
+                        f"{where}[{kind}]",
+                        sources,
+                        f"probabilities of {', '.join(SLOT_SOURCES)} that sum to 1",
+                    )
+        if any(not 0 <= share <= 1 for share in self.corpora.values()):
+            fail("corpora", self.corpora, "a share in [0, 1] for each corpus")
+
+    @property
+    def groups(self):
+        """All groups that train in some step, sorted."""
+        return sorted({*self.train, *(g for names in self.train_by_task.values() for g in names)})
 
     @classmethod
     def from_mapping(cls, mapping: Mapping):
@@ -270,7 +290,7 @@ class PhaseSchedule:
         return next(i for i, p in enumerate(self._positions, 1) if p.key == key)
 
 
-def draw_slot_sources(phase, kinds, rng):
+def draw_slot_sources(phase, kinds, rng, task=None):
     """Draw where each kind of slot of an utterance gets its embeddings from.
 
     Equivalence replacement (arXiv 2508.08095, section on ERR) is such a draw with 1/3 each.
@@ -278,11 +298,13 @@ def draw_slot_sources(phase, kinds, rng):
     Arguments
     ---------
     phase : Phase
-        With ``slot_sources``.
+        With ``slot_sources`` and ``slot_sources_by_task``.
     kinds : sequence of str
         Kinds of the task's slots.
     rng : random.Random
         Keyed by (seed, epoch, utterance).
+    task : str, optional
+        Name of the utterance's task.
 
     Returns
     -------
@@ -296,8 +318,9 @@ def draw_slot_sources(phase, kinds, rng):
     {'content': 'text', 'descriptor': 'speech'}
     """
     drawn = {}
+    policy = {**phase.slot_sources, **phase.slot_sources_by_task.get(task, {})}
     for kind in kinds:
-        probabilities = phase.slot_sources.get(kind)
+        probabilities = policy.get(kind)
         if probabilities is None:
             drawn[kind] = "speech"
         else:

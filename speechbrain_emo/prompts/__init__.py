@@ -2,11 +2,13 @@
 
 from .packer import PackedBatch, PackedRow, Packer, SlotIndex
 from .segments import AnswerField, Example, Slot, Turn
-from .tasks import AnswerFormat, InstructionTask, keyed_random, keyed_seed
+from .tasks import AnswerFormat, ChoiceTask, DialogueTask, InstructionTask, keyed_random, keyed_seed
 
 __all__ = [
     "AnswerField",
     "AnswerFormat",
+    "ChoiceTask",
+    "DialogueTask",
     "Example",
     "InstructionTask",
     "PackedBatch",

@@ -20,9 +20,9 @@ from speechbrain_emo.lobes.hubert_pretraining import (
     IGNORE,
     AcousticUnits,
     EmotionHead,
+    EncoderPretrainer,
     FrameTargets,
     HubertConfig,
-    HubertPretrainer,
     build_tiny_hubert,
     calibrate_filterbank,
     cepstra,
@@ -91,7 +91,7 @@ def test_level_survives_the_layer_norm():
 
 
 def test_padding_does_not_reach_the_features(hubert):
-    model = HubertPretrainer(hubert, 5, 4, 3, durations=True, num_emotions=4, prosody_layer=1).eval()
+    model = EncoderPretrainer(hubert, 5, 4, 3, durations=True, num_emotions=4, prosody_layer=1).eval()
     short, long = torch.randn(8000), torch.randn(16000)
     batch = torch.zeros(2, 16000)
     batch[0, :8000], batch[1] = short, long
@@ -105,7 +105,7 @@ def test_padding_does_not_reach_the_features(hubert):
 
 
 def test_masked_frames_are_replaced(hubert):
-    model = HubertPretrainer(hubert, 5, 0, 0).eval()
+    model = EncoderPretrainer(hubert, 5, 0, 0).eval()
     waveform = torch.randn(1, 16000)
     mask = torch.ones(1, 48, dtype=torch.bool)
     with torch.no_grad():
@@ -376,7 +376,7 @@ def test_real_german_speech_can_be_read(shared_data, tmp_path):
 
 def test_emotion_is_read_from_all_layers_and_named_by_each_frame():
     hubert = build_tiny_hubert(**SMALL)
-    model = HubertPretrainer(hubert, 0, 0, 0, num_emotions=2, mix_layers=True, frame_emotions=True).eval()
+    model = EncoderPretrainer(hubert, 0, 0, 0, num_emotions=2, mix_layers=True, frame_emotions=True).eval()
     waves, samples = torch.stack([tone(200), tone(300)]), torch.tensor([16000, 12000])
     out = model(waves, samples)
     assert out.frame_emotions.shape == (*out.valid.shape, 2)
@@ -400,7 +400,7 @@ def test_fine_tuning_keeps_the_convolutions_and_saves_the_average_of_the_weights
 
     def recorded(self, *arguments):
         step(self, *arguments)
-        seen.append({n: p.detach().clone() for n, p in self.modules.model.hubert.named_parameters()})
+        seen.append({n: p.detach().clone() for n, p in self.modules.model.encoder.named_parameters()})
 
     monkeypatch.setattr(encoder_pretraining.EncoderPretrainingBrain, "on_fit_batch_end", recorded)
     tuned = settings(

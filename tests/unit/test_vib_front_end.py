@@ -270,7 +270,9 @@ def test_utterance_position_counts_in_the_divergence_and_draws_its_own_noise(bat
     front_end = make(standardize=True, utterance_position=True)
     plain = make(standardize=True)
     plain.load_state_dict({k: v for k, v in front_end.state_dict().items() if ".utterance." not in k})
-    one, other = (front_end(features, num_frames, noise_seeds=seeds) for seeds in ([1, 2, 3, 4], [1, 2, 3, 5]))
+    one, other = (
+        front_end(features, num_frames, noise_seeds=seeds) for seeds in ([1, 2, 3, 4], [1, 2, 3, 5])
+    )
     without = plain(features, num_frames, noise_seeds=[1, 2, 3, 4])
     for name in front_end.slot_kinds:
         assert one.kl[name].sum > without.kl[name].sum and one.kl[name].count == without.kl[name].count
@@ -301,7 +303,11 @@ def test_branch_without_frames_has_the_utterance_position_alone(batch):
     features, num_frames = batch
     front_end = make(standardize=True, utterance_position=True, frame_positions=["content"])
     output = front_end(features, num_frames, noise_seeds=[1, 2, 3, 4])
-    assert output.slot_lengths["descriptor"].tolist() == [1] * 4 == [front_end.num_positions("descriptor", 23)] * 4
+    assert (
+        output.slot_lengths["descriptor"].tolist()
+        == [1] * 4
+        == [front_end.num_positions("descriptor", 23)] * 4
+    )
     assert output.slots["descriptor"].shape == (4, 1, 6)
     assert output.kl["descriptor"].count == num_frames.sum() and output.kl["descriptor"].sum > 0
     # Every parameter takes part: a parameter that never gets a gradient stops distributed training.
