@@ -610,20 +610,6 @@ def _table(folders):
     return OK
 
 
-def _run_opts(device):
-    """SpeechBrain's run options for a device, and None or why it cannot be used."""
-    import torch
-
-    if device is None:
-        return None, None
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        return None, f"--device {device}: cannot be used here ({reason}); leave it out, or give cpu"
-    return {"device": device}, None
-
-
 def _chat(options):
     import transformers
 
@@ -634,9 +620,9 @@ def _chat(options):
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if (options.manifest is None) != (options.responses is None):
         return _fail("--manifest and --responses belong together: what to answer, and where the answers go")
-    run_opts, problem = _run_opts(options.device)
-    if problem:
-        return _fail(problem)
+    run_opts, failure = _device(options.device)
+    if failure:
+        return _fail(failure)
     try:
         chat = EmotionalChat.from_hparams(source=options.model, run_opts=run_opts)
     except (ValueError, OSError) as error:
@@ -766,9 +752,6 @@ def _explain(options):
     run_opts, failure = _device(options.device)
     if failure:
         return _fail(failure)
-    run_opts, problem = _run_opts(options.device)
-    if problem:
-        return _fail(problem)
     try:
         explainer = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
     except (ValueError, OSError) as error:
