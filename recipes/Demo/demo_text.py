@@ -1,9 +1,9 @@
 """Text for the tiny language model of the demo: what a large model has read already, this one learns here.
 
 The records have transcripts, descriptors and emotions but no audio; their sentences share no four words in a row
-with test or validation. For most of them a drawn-out row of letters with errors stands in for the speech, about as many
-letters as the speech has slot positions: reading bad spelling is what a large model brings to recognition, and a tiny one would have
-to find the monotonic attention that this takes from a few thousand recordings.
+with test or validation. In most of them a drawn-out row of letters with errors stands in for the speech, about as many
+letters as the speech has slot positions: reading bad spelling is what a large model brings to recognition. A tiny one
+would have to find the monotonic attention that this takes from a few thousand recordings.
 """
 
 import json
