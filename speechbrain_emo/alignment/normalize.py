@@ -25,7 +25,7 @@ _CLOSING += "\u00ab\u00bb\u201c\u201d\u2018\u2019*_~-"
 _ABBREVIATIONS = {
     "en": {
         **{"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "vs": "versus"},
-        **{"messrs": "messieurs", "etc": "et cetera"},
+        **{"messrs": "messieurs", "etc": "et cetera", "pm": "p m"},
     },
     "de": {
         "dr": "doktor",
