@@ -252,7 +252,8 @@ class _Speaker:
                 reading = "street"
             return reading.split(), True
         if key in self.table(_ABBREVIATIONS):
-            return self.table(_ABBREVIATIONS)[key].split(), dotted
+            # A dot behind "pm" ends the sentence.
+            return self.table(_ABBREVIATIONS)[key].split(), dotted and key != "pm"
         if re.fullmatch(r"[^\W\d_](\.[^\W\d_])+", chunk):
             return [letter.lower() for letter in chunk.split(".")], dotted
         return self.parts(chunk), False

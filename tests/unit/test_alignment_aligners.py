@@ -1,5 +1,6 @@
 """pocketsphinx and espeak-dtw: times against truth, wrong texts, long audio, bad input, the command."""
 
+import doctest
 import json
 import time
 
@@ -325,3 +326,8 @@ def test_mistakes_are_told_in_a_line(capsys, wav, arguments, status, message):
 def test_the_help_has_examples(capsys):
     status, out, _ = run(capsys, "align", "--help")
     assert status == 0 and "example" in out and "--aligner espeak-dtw" in out and "exit status" in out
+
+
+def test_the_examples_of_the_document_run(repository):
+    done = doctest.testfile(str(repository / "docs" / "alignment.md"), module_relative=False)
+    assert done.attempted >= 5 and done.failed == 0
