@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from recipes.EmoDB.emodb_prepare import EMOTIONS, read_corpus
 from speechbrain_emo.dataio.audio import load_audio
@@ -77,6 +78,32 @@ def mean_by_emotion(annotations, records, num_resamples=2000, seed=0):
     return found
 
 
+def with_level(records, level, folder):
+    """Copies of the recordings under one common gain.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record with ``wav``.
+    level : float
+        Median RMS of the copies, in dB of full scale.
+    folder : pathlib.Path
+        Where the copies go, as 32-bit float.
+
+    Returns
+    -------
+    dict
+        The records with the copies' paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = {key: load_audio(record["wav"]).numpy() for key, record in records.items()}
+    levels = [10 * np.log10(np.mean(x.astype(float) ** 2) + 1e-12) for x in samples.values()]
+    gain = 10 ** ((level - float(np.median(levels))) / 20)
+    for key, x in samples.items():
+        soundfile.write(folder / f"{key}.wav", gain * x, 16000, subtype="FLOAT")
+    return {key: {**record, "wav": str(folder / f"{key}.wav")} for key, record in records.items()}
+
+
 def main(arguments=None):
     """Annotate, aggregate, draw; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -86,6 +113,13 @@ def main(arguments=None):
     parser.add_argument("--data_folder", required=True, help="EmoDB: holds wav and silb")
     parser.add_argument("--output", required=True, help="folder of the results")
     parser.add_argument("--num_workers", type=int, default=1)
+    parser.add_argument(
+        "--level",
+        type=float,
+        metavar="DB",
+        help="one gain for all recordings, so that their median level (RMS, dB of full scale) is this; the embedded "
+        "corpus lies near -43",
+    )
     parser.add_argument("--limit", type=int, help="only so many recordings, evenly over the corpus")
     options = parser.parse_args(arguments)
     output = Path(options.output)
@@ -99,6 +133,8 @@ def main(arguments=None):
         if options.limit:
             step = max(1, len(known) // options.limit)
             known = dict(list(known.items())[::step][: options.limit])
+        if options.level is not None:
+            known = with_level(known, options.level, output / "wav")
         done = annotate_corpus(
             options.model, known, output / "words.jsonl", MANIFEST, num_workers=options.num_workers
         )

@@ -83,7 +83,7 @@ class Emotion2Vec(nn.Module):
 
     Example
     -------
-    >>> Emotion2Vec("no/such/folder")  # doctest: +SKIP
+    >>> Emotion2Vec("no/such/folder")
     Traceback (most recent call last):
     OSError: Emotion2Vec: the local folder 'no/such/folder' does not exist; ...
     """
