@@ -54,7 +54,14 @@ def _dialogue(folder, key, speaker, rng, turns):
                 **{k: u[k] for k in ("text", "emotion", "descriptors")},
             }
         )
-        made.append({"role": "assistant", "speaker": "assistant", "audio": None, "text": f"{u['emotion']} {u['text']}"})
+        made.append(
+            {
+                "role": "assistant",
+                "speaker": "assistant",
+                "audio": None,
+                "text": f"{u['emotion']} {u['text']}",
+            }
+        )
     last = spoken[-1]
     return {
         "audios": [{"wav": u["wav"], "duration": u["duration"]} for u in spoken],
@@ -108,14 +115,19 @@ def build(folder):
         "stage1_epochs": 1,
         "stage2_epochs": 1,
         "stage3_epochs": 1,
-        "targets": {"max_new_tokens": 6, "batch_size": 5},
+        "targets": {"max_new_tokens": 12, "max_rows": 5, "keep_truncated": True},
         # 3 rows: several micro-batches a step.
         "limits": {"max_positions": 900, "max_frames": 400, "max_rows": 3},
         "precision": "fp32",
         "validate_every": 1,
         "ckpt_interval_minutes": 0,
         "ckpt_interval_steps": 1,
-        "evaluation": {"phases": ["stage1", "stage3"], "max_new_tokens": 6, "batch_size": 8},
+        "evaluation": {
+            "phases": ["stage1", "stage3"],
+            "choice_tasks": ["pitch", "emotion"],
+            "max_new_tokens": 6,
+            "batch_size": 8,
+        },
     }
     path = folder / "overlay.yaml"
     path.write_text(yaml.safe_dump(overlay))

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from speechbrain_emo import results
 from speechbrain_emo.brains.speech_data import renumber_audios
 from speechbrain_emo.brains.speech_llm_brain import _world
-from speechbrain_emo.brains.styled_answers import styled_answers
 from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.dataio.manifest import write_text_atomically
 from speechbrain_emo.metrics.asr import word_errors
@@ -280,23 +279,12 @@ class DialogueEvaluation:
         """The frozen language model's own answers to the styled transcripts; they do not hang on the phase."""
         if split not in self._styled:
             task = self.tasks[self.settings["dialogue_task"]]
-            records = self.experiment.data[split].records
-            rank, world_size = _world()
-            order = [i for i in self.numbers(split) if records[i].get("turns")][rank::world_size]
-            found = {}
-            for start in range(0, len(order), self.batch_size):
-                part = order[start : start + self.batch_size]
-                with self.brain.evaluation_ctx:
-                    written = styled_answers(
-                        self.model.llm,
-                        self.packer,
-                        task,
-                        [records[i] for i in part],
-                        self.max_new_tokens,
-                        self.device,
-                    )
-                found.update(zip(part, written))
-            self._styled[split] = self._gathered(found)
+            sources = self.sources(task, "text")
+            self._styled[split] = self.answers(
+                split,
+                lambda record: task.build(record, slot_sources=sources) if record.get("turns") else None,
+                f"{task.name} styled",
+            )
         return self._styled[split]
 
     def divergence(self, split, styled):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from speechbrain_emo import results
 from speechbrain_emo.baselines import merge_predictions, opensmile_svm
 from speechbrain_emo.brains import reports
+from speechbrain_emo.brains.alignment import prepare_targets
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
 from speechbrain_emo.brains.diagnoses import diagnose_results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
@@ -27,7 +28,6 @@ from speechbrain_emo.brains.explainer import Explainer, as_result
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
 from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
-from speechbrain_emo.brains.styled_answers import complete_targets
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.feature_cache import FeatureCache, audio_segments
 from speechbrain_emo.dataio.manifest import read_manifest, split_hash, write_text_atomically
@@ -182,26 +182,31 @@ class SpeechLLMExperiment:
     def add_targets(self):
         """Give dialogues the answers to learn: the frozen language model's own, kept in ``targets.jsonl``.
 
-        ``targets`` of the YAML: ``task``, ``splits``, ``max_new_tokens`` and ``batch_size``, and ``file`` where the
-        answers lie elsewhere. Records that have a ``target`` already keep it.
+        ``targets`` of the YAML: ``task``, ``splits``, settings of :func:`prepare_targets`, and ``file`` where the
+        answers lie elsewhere. A dialogue without a usable answer takes no part in the task; records that have a
+        ``target`` already keep it.
         """
-        settings = self.hparams.get("targets")
+        settings = dict(self.hparams.get("targets") or {})
         if not settings:
             return
-        path = pathlib.Path(settings.get("file") or self.output_folder / "targets.jsonl")
-        wanted = [
-            record
-            for split in settings["splits"]
+        path = pathlib.Path(settings.pop("file", None) or self.output_folder / "targets.jsonl")
+        task, splits = self.tasks[settings.pop("task")], settings.pop("splits")
+        wanted = {
+            f"{split}/{record['id']}": record
+            for split in splits
             for record in self.data[split].records.records
-            if record.get("turns") and record.get("target") is None
-        ]
-        arguments = [path, self.llm.to(self.brain.device), self.packer, self.tasks[settings["task"]], wanted]
-        options = {n: settings[n] for n in ("max_new_tokens", "batch_size") if n in settings}
+            if record.get("turns")
+            and record.get("target") is None
+            and (not task.corpora or record.get("corpus") in task.corpora)
+        }
+        arguments = [wanted, self.llm.to(self.brain.device), task, path]
         # The main process writes what is missing; the others then read the complete file.
-        run_on_main(complete_targets, args=arguments, kwargs={**options, "device": self.brain.device})
-        found = complete_targets(*arguments, **options, device=self.brain.device)
-        for record in wanted:
-            record["target"] = found[record["id"]]
+        run_on_main(prepare_targets, args=arguments, kwargs=settings)
+        report = prepare_targets(*arguments, **settings)
+        logger.info(f"Targets of {task.name}: {report}")
+        for record in wanted.values():
+            if record.get("target") is None:
+                record["response"] = None
 
     def train(self):
         """Train every phase that is not done yet and load the best weights of the last one."""
@@ -432,24 +437,39 @@ class SpeechLLMExperiment:
         return {n: sum(p.numel() for p in self.model.group_parameters(n)) for n in sorted(names)}
 
     def export(self):
-        """Write the folder that inference loads."""
+        """Write the folder that inference loads: a model that explains recordings, or one that talks."""
         from speechbrain_emo.inference.export import export_model
 
         hparams = self.hparams
         metrics = json.loads((self.output_folder / "results.json").read_text(encoding="utf-8"))["metrics"]
-        condition = "own_chain" if hparams["evaluation"].get("chain_task") else "speech"
-        thresholds = hparams.get("thresholds")
         settings = {
-            **explain_settings(hparams["evaluation"]),
-            "temperature": self.temperature[condition],
             "max_duration": hparams.get("max_duration"),
             "max_positions": hparams.get("max_positions"),
             "language": hparams.get("language", "en"),
             "precision": hparams.get("eval_precision", "fp32"),
-            "thresholds": json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8"))
-            if thresholds
-            else None,
         }
+        evaluation = hparams["evaluation"]
+        if evaluation.get("kind") == "dual":
+            purpose = {
+                "chat": {
+                    **settings,
+                    "dialogue_task": evaluation["dialogue_task"],
+                    "transcript_task": evaluation["asr_task"],
+                    "choice_tasks": list(evaluation["choice_tasks"]),
+                    "max_new_tokens": evaluation.get("max_new_tokens", 256),
+                }
+            }
+        else:
+            condition = "own_chain" if evaluation.get("chain_task") else "speech"
+            thresholds = hparams.get("thresholds")
+            settings.update(
+                explain_settings(evaluation),
+                temperature=self.temperature[condition],
+                thresholds=json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8"))
+                if thresholds
+                else None,
+            )
+            purpose = {"explain": settings}
         # With a cache the encoder takes no part in training; inference needs it.
         self.model.encoder = self.encoder
         export_model(
@@ -458,8 +478,7 @@ class SpeechLLMExperiment:
             {n: hparams[n] for n in ("encoder", "llm", "front_end")},
             self.format,
             self.tasks,
-            settings,
-            {
+            facts={
                 "experiment": hparams["experiment"],
                 "git_commit": results.git_commit(),
                 "date": time.strftime("%Y-%m-%d"),
@@ -469,6 +488,7 @@ class SpeechLLMExperiment:
                 "metrics": metrics,
                 "command": hparams.get("command"),
             },
+            **purpose,
         )
 
 
@@ -577,8 +597,7 @@ def run_speech_llm(hparams, run_opts):
         run_on_main(experiment.llm.save_pretrained, args=[hparams["llm_folder"]])
     if hparams.get("evaluation"):
         experiment.evaluate()
-        if hparams["evaluation"].get("kind", "emotion") == "emotion":
-            run_on_main(experiment.export)
+        run_on_main(experiment.export)
     run_on_main(write_text_atomically, args=[done, settings])
 
 

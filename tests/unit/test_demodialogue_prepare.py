@@ -61,7 +61,9 @@ def test_a_dialogue_is_complete(corpus):
         for record in manifests[name].values():
             users = [t for t in record["turns"] if t["role"] == "user"]
             seen.add((name == "train_uncut", len(users)))
-            assert [t["audio"] for t in users] == list(range(len(users))) == list(range(len(record["audios"])))
+            assert (
+                [t["audio"] for t in users] == list(range(len(users))) == list(range(len(record["audios"])))
+            )
             assert [t["role"] for t in record["turns"]] == (["user", "assistant"] * len(users))[:-1]
             assert users[-1]["text"] == record["transcript"] and users[-1]["emotion"] == record["emotion"]
             for audio in record["audios"]:
@@ -108,7 +110,10 @@ def test_stretched_keeps_the_order():
         assert [w for i, w in enumerate(made) if not i or made[i - 1] != w] == words.split()
 
 
-@pytest.mark.parametrize("change,message", [({"num_test": 8}, "num_test is 8"), ({"num_train": 50}, "24 voices"), ({"num_pairs": 999}, "num_pairs")])
+@pytest.mark.parametrize(
+    "change,message",
+    [({"num_test": 8}, "num_test is 8"), ({"num_train": 50}, "24 voices"), ({"num_pairs": 999}, "num_pairs")],
+)
 def test_wrong_sizes_are_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         dialogues.prepare_demo_dialogue(tmp_path, tmp_path, **{**SIZES, **change})
