@@ -1,4 +1,4 @@
-"""Targets of dialogues: what a small frozen language model answers to styled transcripts, and the file that keeps them."""
+"""Targets of dialogues: what a small frozen language model answers to styled transcripts, and their file."""
 
 import json
 
@@ -43,14 +43,14 @@ def folder(tmp_path_factory):
     llm.requires_grad_(True)
     optimizer = torch.optim.AdamW(llm.parameters(), 1e-2)
     rows = []
-    for number in range(24):
-        # All emotions with all words and lengths: nothing but the caption tells the answer.
-        emotion, words, turns = list(ANSWERS)[number % 3], number // 3 % 4, 1 + number // 12
+    for number in range(12):
+        # All emotions with all words, in both lengths: nothing but the caption tells the answer.
+        emotion, words, turns = list(ANSWERS)[number % 3], number // 3, 1 + number // 3 % 2
         record = {**dialogue(words, emotion, turns), "id": str(number), "target": ANSWERS[emotion]}
         sources = dict.fromkeys(task.slot_kinds, "text")
         rows.append(packer.encode(task.build(record, slot_sources=sources)))
     batch = packer.collate(rows)
-    for _ in range(50):
+    for _ in range(40):
         loss = llm.answer_loss(llm.embed(batch, {}), batch)
         (loss.weighted_sum / loss.weight).backward()
         optimizer.step()
