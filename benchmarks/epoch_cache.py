@@ -212,7 +212,9 @@ def measure_phase(experiments, key, num_steps, rounds):
     return PhaseResult(key, times, means, len(plans), all_steps, audio)
 
 
-def run(experiment=EXPERIMENT, overlays=(), overrides=None, steps=20, rounds=3, title="the demo"):
+def run(
+    experiment=EXPERIMENT, overlays=(), overrides=None, steps=20, rounds=3, title="the demo", phases=None
+):
     """Measure every phase of an experiment.
 
     Arguments
@@ -229,6 +231,8 @@ def run(experiment=EXPERIMENT, overlays=(), overrides=None, steps=20, rounds=3, 
         Rounds of each phase.
     title : str
         What is trained, for the heading.
+    phases : int, optional
+        Only so many phases, from the first. Default: all.
 
     Returns
     -------
@@ -253,7 +257,7 @@ def run(experiment=EXPERIMENT, overlays=(), overrides=None, steps=20, rounds=3, 
             for name, mode in modes.items()
         }
         cached = experiments["cached"]
-        keys = cached.schedule.keys
+        keys = cached.schedule.keys[:phases]
         plans = [p for key in keys for p in plan_phase(cached.brain, key, steps)[0]]
         fill_seconds, fill_audio, size = fill_cache(cached, plans)
         results = [measure_phase(experiments, key, steps, rounds) for key in keys]

@@ -124,6 +124,47 @@ def build_parser():
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
 
+    align = commands.add_parser(
+        "align",
+        help="targets of dialogues: the frozen language model's answers to styled transcripts",
+        description="Reads the manifests of an experiment, optionally cuts its dialogues at random midpoints, lets the "
+        "frozen language model of the experiment answer every dialogue in words (captions of the style, transcripts), "
+        "and writes manifests with these answers as `target`, and targets.jsonl with the settings of the generation. "
+        "Needs no audio. A second run asks only for what is missing. Further arguments are overrides of the YAML.",
+        **example(
+            f"  {_PROGRAM} align hparams/dual_qwen.yaml --data_folder=PATH --out prepared/aligned --cuts 1\n"
+            f"  {_PROGRAM} align hparams/demo_dual.yaml --split train --max_new_tokens 24\n\n"
+            "Train on them with --manifest_folder=prepared/aligned. Answers that are cut off at the longest length are "
+            "left out\nunless --keep_truncated.\n\n"
+            "exit status: 0 done, 1 no dialogue got a target, 2 wrong arguments"
+        ),
+    )
+    align.add_argument(
+        "experiment", metavar="YAML", help="with llm, tasks and manifests, as train.py takes it"
+    )
+    align.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="of `manifests`; several times (default: train, valid)",
+    )
+    align.add_argument("--task", metavar="NAME", help="dialogue task (default: the only one)")
+    align.add_argument("--out", metavar="DIR", help="default: aligned/ beside the first manifest")
+    align.add_argument(
+        "--cuts", type=int, default=0, metavar="N", help="random midpoints of a training dialogue"
+    )
+    align.add_argument(
+        "--sides",
+        choices=("end", "start", "both"),
+        default="end",
+        help="what a cut takes away (default: end)",
+    )
+    align.add_argument("--cut_seed", type=int, default=0, metavar="N", help="of the midpoints")
+    align.add_argument("--max_new_tokens", type=_positive, default=128, metavar="N", help="(default: 128)")
+    align.add_argument("--max_rows", type=_positive, default=32, metavar="N", help="dialogues at a time")
+    align.add_argument("--keep_truncated", action="store_true", help="also learn answers that were cut off")
+    align.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: a GPU where there is one)")
+
     judge = commands.add_parser(
         "judge",
         help="grade replies of a dialogue system by language models",
@@ -366,6 +407,8 @@ def main(arguments=None):
 
             return run(arguments[1:])
         parser = build_parser()
+        if arguments[:1] == ["align"]:
+            return _align(*parser.parse_known_args(arguments))
         options = parser.parse_args(arguments)
         if options.command == "train":
             parser.parse_args(["train", "--help"])
@@ -681,6 +724,81 @@ def _command(chat, line, as_json):
             f"{name} is no command; there are /describe FILE, /transcribe FILE, /history, /undo, /reset, /system TEXT, "
             "/quit"
         )
+
+
+def _align(options, overrides):
+    from pathlib import Path
+
+    import torch
+    from ruamel.yaml import YAML
+
+    from speechbrain_emo.brains.alignment import prepare_targets
+    from speechbrain_emo.dataio.dialogue import DialogueError, augment_by_cuts
+    from speechbrain_emo.dataio.manifest import write_manifest
+    from speechbrain_emo.experiment import load_experiment
+    from speechbrain_emo.prompts import DialogueTask
+
+    odd = [text for text in overrides if not text.startswith("--") or "=" not in text]
+    if odd:
+        return _fail(f"{' '.join(odd)}: not known; overrides of the YAML are --key=value")
+    pairs = (text[2:].split("=", 1) for text in overrides)
+    values = {key: YAML(typ="safe", pure=True).load(value) for key, value in pairs}
+    if not Path(options.experiment).is_file():
+        return _fail(f"{options.experiment}: no such file; give an experiment of hparams/")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _, problem = _run_opts(device)
+    if problem:
+        return _fail(problem)
+    try:
+        hparams = load_experiment(options.experiment, values)
+        known = {name: task for name, task in hparams["tasks"].items() if isinstance(task, DialogueTask)}
+        name = options.task or (next(iter(known)) if len(known) == 1 else None)
+        if name not in known:
+            return _fail(
+                f"--task {options.task}: the experiment's dialogue tasks are {', '.join(known) or 'none'}"
+            )
+        task, aligned = known[name], {}
+        for split in options.split or ["train", "valid"]:
+            if split not in hparams["manifests"]:
+                return _fail(f"--split {split}: the experiment has {', '.join(hparams['manifests'])}")
+            path = Path(hparams["manifests"][split])
+            if not path.is_file():
+                return _fail(
+                    f"{path}: no such manifest; prepare the corpora first (a dry run of train.py does not)"
+                )
+            aligned[split] = json.loads(path.read_text(encoding="utf-8"))
+        out = Path(options.out or path.parent / "aligned")
+        llm = hparams["llm"]().to(device)
+        num_targets = 0
+        for split, records in aligned.items():
+            corpora = getattr(task, "corpora", None)
+            dialogues = {
+                key: record
+                for key, record in records.items()
+                if record.get("turns") and (not corpora or record.get("corpus") in corpora)
+            }
+            others = {key: record for key, record in records.items() if key not in dialogues}
+            if options.cuts and split == "train":
+                dialogues = augment_by_cuts(dialogues, options.cuts, options.cut_seed, sides=options.sides)
+            report = prepare_targets(
+                dialogues,
+                llm,
+                task,
+                out / "targets.jsonl",
+                max_new_tokens=options.max_new_tokens,
+                max_rows=options.max_rows,
+                keep_truncated=options.keep_truncated,
+                progress=sys.stderr.isatty(),
+            )
+            usable = {key: record for key, record in dialogues.items() if record.get("target")}
+            write_manifest(out / f"{split}.json", {**others, **usable})
+            num_targets += len(usable)
+            print(
+                f"{split}: {len(usable)} of {len(dialogues)} dialogues have a target ({report}); {len(others)} others"
+            )
+    except (DialogueError, ValueError, OSError) as error:
+        return _fail(str(error))
+    return OK if num_targets else FILES_FAILED
 
 
 def _respond(chat, options):

@@ -232,6 +232,23 @@ def _with(overrides, **values):
     return out.getvalue()
 
 
+def load_experiment(hparams_file, overrides=None):
+    """The hyperparameters of an experiment, loaded as ``train.py`` loads them; nothing is run.
+
+    Arguments
+    ---------
+    hparams_file : str
+        YAML file.
+    overrides : mapping or str, optional
+        Over it.
+
+    Returns
+    -------
+    dict
+    """
+    return _load(str(hparams_file), merge_overrides([], overrides or {}))
+
+
 def _load(hparams_file, overrides):
     with open(hparams_file, encoding="utf-8") as f:
         return load_hyperpyyaml(f, overrides or None)

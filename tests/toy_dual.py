@@ -122,7 +122,12 @@ def build(folder):
         "validate_every": 1,
         "ckpt_interval_minutes": 0,
         "ckpt_interval_steps": 1,
-        "evaluation": {"phases": ["stage1", "stage3"], "max_new_tokens": 6, "batch_size": 8},
+        "evaluation": {
+            "phases": ["stage1", "stage3"],
+            "choice_tasks": ["pitch", "emotion"],
+            "max_new_tokens": 6,
+            "batch_size": 8,
+        },
     }
     path = folder / "overlay.yaml"
     path.write_text(yaml.safe_dump(overlay))

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import answer_loss, common, epoch_cache, label_scoring, run_all
+from benchmarks import answer_loss, common, dual_chat, epoch_cache, label_scoring, run_all
 
 SMALL_LOSS = answer_loss.Sizes(
     vocab_size=512, hidden_size=32, num_layers=1, batch_size=3, positions=24, answer=5
@@ -210,3 +210,14 @@ def test_a_benchmark_runs_as_a_file_from_anywhere(repository, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_turn_of_the_dual_chat():
+    """Equal answers are asserted inside; only the new turn is read where keys and values are kept."""
+    small = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 32}
+    encoder = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    table = dual_chat.turn_table(3, 0.5, 1, small, encoder)
+    check_table(table, 3)
+    read, whole = table.header.index("positions read"), table.header.index("of")
+    assert [row[read] == row[whole] for row in table.rows] == [True, True, False]
+    assert table.rows[2][read] < table.rows[2][whole] / 2
