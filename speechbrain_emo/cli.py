@@ -124,46 +124,46 @@ def build_parser():
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
 
-    align = commands.add_parser(
-        "align",
+    targets = commands.add_parser(
+        "targets",
         help="targets of dialogues: the frozen language model's answers to styled transcripts",
         description="Reads the manifests of an experiment, optionally cuts its dialogues at random midpoints, lets the "
         "frozen language model of the experiment answer every dialogue in words (captions of the style, transcripts), "
         "and writes manifests with these answers as `target`, and targets.jsonl with the settings of the generation. "
         "Needs no audio. A second run asks only for what is missing. Further arguments are overrides of the YAML.",
         **example(
-            f"  {_PROGRAM} align hparams/dual_qwen.yaml --data_folder=PATH --out prepared/aligned --cuts 1\n"
-            f"  {_PROGRAM} align hparams/demo_dual.yaml --split train --max_new_tokens 24\n\n"
+            f"  {_PROGRAM} targets hparams/dual_qwen.yaml --data_folder=PATH --out prepared/aligned --cuts 1\n"
+            f"  {_PROGRAM} targets hparams/demo_dual.yaml --split train --max_new_tokens 24\n\n"
             "Train on them with --manifest_folder=prepared/aligned. Answers that are cut off at the longest length are "
             "left out\nunless --keep_truncated.\n\n"
             "exit status: 0 done, 1 no dialogue got a target, 2 wrong arguments"
         ),
     )
-    align.add_argument(
+    targets.add_argument(
         "experiment", metavar="YAML", help="with llm, tasks and manifests, as train.py takes it"
     )
-    align.add_argument(
+    targets.add_argument(
         "--split",
         action="append",
         metavar="NAME",
         help="of `manifests`; several times (default: train, valid)",
     )
-    align.add_argument("--task", metavar="NAME", help="dialogue task (default: the only one)")
-    align.add_argument("--out", metavar="DIR", help="default: aligned/ beside the first manifest")
-    align.add_argument(
+    targets.add_argument("--task", metavar="NAME", help="dialogue task (default: the only one)")
+    targets.add_argument("--out", metavar="DIR", help="default: aligned/ beside the first manifest")
+    targets.add_argument(
         "--cuts", type=int, default=0, metavar="N", help="random midpoints of a training dialogue"
     )
-    align.add_argument(
+    targets.add_argument(
         "--sides",
         choices=("end", "start", "both"),
         default="end",
         help="what a cut takes away (default: end)",
     )
-    align.add_argument("--cut_seed", type=int, default=0, metavar="N", help="of the midpoints")
-    align.add_argument("--max_new_tokens", type=_positive, default=128, metavar="N", help="(default: 128)")
-    align.add_argument("--max_rows", type=_positive, default=32, metavar="N", help="dialogues at a time")
-    align.add_argument("--keep_truncated", action="store_true", help="also learn answers that were cut off")
-    align.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: a GPU where there is one)")
+    targets.add_argument("--cut_seed", type=int, default=0, metavar="N", help="of the midpoints")
+    targets.add_argument("--max_new_tokens", type=_positive, default=128, metavar="N", help="(default: 128)")
+    targets.add_argument("--max_rows", type=_positive, default=32, metavar="N", help="dialogues at a time")
+    targets.add_argument("--keep_truncated", action="store_true", help="also learn answers that were cut off")
+    targets.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: a GPU where there is one)")
 
     judge = commands.add_parser(
         "judge",
@@ -407,8 +407,8 @@ def main(arguments=None):
 
             return run(arguments[1:])
         parser = build_parser()
-        if arguments[:1] == ["align"]:
-            return _align(*parser.parse_known_args(arguments))
+        if arguments[:1] == ["targets"]:
+            return _targets(*parser.parse_known_args(arguments))
         options = parser.parse_args(arguments)
         if options.command == "train":
             parser.parse_args(["train", "--help"])
@@ -726,13 +726,13 @@ def _command(chat, line, as_json):
         )
 
 
-def _align(options, overrides):
+def _targets(options, overrides):
     from pathlib import Path
 
     import torch
     from ruamel.yaml import YAML
 
-    from speechbrain_emo.brains.alignment import prepare_targets
+    from speechbrain_emo.brains.dialogue_targets import prepare_targets
     from speechbrain_emo.dataio.dialogue import DialogueError, augment_by_cuts
     from speechbrain_emo.dataio.manifest import write_manifest
     from speechbrain_emo.experiment import load_experiment
@@ -746,9 +746,9 @@ def _align(options, overrides):
     if not Path(options.experiment).is_file():
         return _fail(f"{options.experiment}: no such file; give an experiment of hparams/")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _, problem = _run_opts(device)
-    if problem:
-        return _fail(problem)
+    _, failure = _device(device)
+    if failure:
+        return _fail(failure)
     try:
         hparams = load_experiment(options.experiment, values)
         known = {name: task for name, task in hparams["tasks"].items() if isinstance(task, DialogueTask)}

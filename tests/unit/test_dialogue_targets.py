@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechbrain_emo import cli
-from speechbrain_emo.brains.alignment import example_text, prepare_targets, styled_example
+from speechbrain_emo.brains.dialogue_targets import example_text, prepare_targets, styled_example
 from speechbrain_emo.dataio.dialogue import dialogue_record, make_turn
 from speechbrain_emo.lobes.speech_llm import SpeechLLM
 from speechbrain_emo.lobes.tiny_llm import build_tiny_llm
@@ -179,7 +179,7 @@ tasks:
         captions: ["({{emotion}})"]
 """
     )
-    command = ["align", str(tmp_path / "x.yaml"), f"--llm={{source: {folder}}}", "--max_new_tokens", "6"]
+    command = ["targets", str(tmp_path / "x.yaml"), f"--llm={{source: {folder}}}", "--max_new_tokens", "6"]
     command += ["--cuts", "1", "--device", "cpu"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
