@@ -57,7 +57,7 @@ def build_parser():
 
     parser = argparse.ArgumentParser(
         _PROGRAM,
-        description="Explainable speech emotion recognition on SpeechBrain.",
+        description="Speech that carries emotion: hear, explain, align, answer. Built on SpeechBrain.",
         **example(
             f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986\n"
             f"  {_PROGRAM} align speech.wav --text 'what is said'\n"

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from speechbrain_emo import results
 from speechbrain_emo.baselines import merge_predictions, opensmile_svm
 from speechbrain_emo.brains import reports
-from speechbrain_emo.brains.dialogue_targets import prepare_targets
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
 from speechbrain_emo.brains.diagnoses import diagnose_results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
+from speechbrain_emo.brains.dialogue_targets import prepare_targets
 from speechbrain_emo.brains.explainer import Explainer, as_result
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
