@@ -312,7 +312,7 @@ def _align(options):
                 AlignmentItem(
                     name,
                     record.get("transcript") or "",
-                    record["wav"],
+                    record.get("wav"),
                     start=record.get("start"),
                     stop=record.get("stop"),
                 )

@@ -16,9 +16,11 @@ from speechbrain_emo.dataio.audio import from_array
 
 UNITS = ("characters", "phonemes")
 
-# Of the mean over a word's frames of log p(aligned token) - log p(best token), in nats, at frames that carry a token.
-CONFIDENCE_MIDPOINT = -2.0
-CONFIDENCE_SCALE = 0.5
+# Of log p(path) - log p(best token), summed over the frames of a word and half of the gaps beside it, for each of its
+# tokens, in nats. A right word is near 0; where the model hears another token, or one that the text lacks, it loses
+# some nats each. Chosen by this reasoning: there was no trained checkpoint to calibrate on.
+CONFIDENCE_MIDPOINT = -3.0
+CONFIDENCE_SCALE = 1.0
 
 
 class CTCAligner:
@@ -206,21 +208,16 @@ class CTCAligner:
                 "text does not belong to it"
             )
         spans, gains = self._align(emissions, targets)
-        tokens, phones = [], []
-        for index, token in enumerate(spoken.tokens):
-            own = [span for span, owner in zip(spans, owners) if owner == index]
-            tokens.append(self._interval(token, own[0][0], own[-1][1], own, gains, duration))
+        groups = [
+            [span for span, owner in zip(spans, owners) if owner == index]
+            for index in range(len(spoken.tokens))
+        ]
+        tokens = self._intervals(spoken.tokens, groups, gains, duration)
+        phones = None
         if self.units == "phonemes":
-            for span, target in zip(spans, targets):
-                label = self.tokenizer.convert_ids_to_tokens(target)
-                phones.append(self._interval(label, *span, [span], gains, duration))
-        return Alignment(
-            spoken.join(tokens),
-            tuple(phones) if self.units == "phonemes" else None,
-            text,
-            duration,
-            self.name,
-        )
+            labels = self.tokenizer.convert_ids_to_tokens(targets)
+            phones = tuple(self._intervals(labels, [[span] for span in spans], gains, duration))
+        return Alignment(spoken.join(tokens), phones, text, duration, self.name)
 
     def _align(self, emissions, targets):
         """(first frame, end frame) of each target, and each frame's log-probability less the best one's."""
@@ -233,14 +230,25 @@ class CTCAligner:
         except RuntimeError as error:
             raise AlignmentError(f"no path leads through the recording with this text: {error}") from error
         spans = merge_tokens(path[0], scores[0], blank=self.blank)
-        gains = (scores[0] - emissions.max(dim=-1).values).double().numpy()
+        best, heard = emissions.max(dim=-1)
+        gains = (scores[0] - best).double().numpy()
+        # Models hear word delimiters in silence at will: that the text has none there says nothing against it.
+        silent = torch.tensor([self.blank, self.blank if self.delimiter is None else self.delimiter])
+        gains[(torch.isin(path[0], silent) & torch.isin(heard, silent)).numpy()] = 0.0
         return [(span.start, span.end) for span in spans], gains
 
-    def _interval(self, label, start, end, spans, gains, duration):
-        frames = np.concatenate([gains[first:stop] for first, stop in spans])
-        confidence = 1 / (1 + math.exp(-max((frames.mean() - CONFIDENCE_MIDPOINT) / CONFIDENCE_SCALE, -700)))
+    def _intervals(self, labels, groups, gains, duration):
+        """An interval for each group of spans."""
+        middles = [(a[-1][1] + b[0][0]) // 2 for a, b in zip(groups, groups[1:])]
+        bounds = [0, *middles, len(gains)]
         seconds = self.hop / self.sample_rate
-        return AlignedInterval(label, start * seconds, min(end * seconds, duration), float(confidence))
+        intervals = []
+        for label, spans, first, last in zip(labels, groups, bounds, bounds[1:]):
+            gain = max(gains[first:last].sum() / len(spans), -500.0)
+            confidence = 1 / (1 + math.exp(-(gain - CONFIDENCE_MIDPOINT) / CONFIDENCE_SCALE))
+            start, end = spans[0][0] * seconds, min(spans[-1][1] * seconds, duration)
+            intervals.append(AlignedInterval(label, start, end, confidence))
+        return intervals
 
     def align_corpus(self, items):
         """Align many utterances; see :class:`~speechbrain_emo.alignment.types.Aligner`.

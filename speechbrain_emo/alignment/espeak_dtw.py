@@ -41,14 +41,14 @@ _COARSE, _COARSE_FRAMES, _BAND = 4, 3000, 1.5
 _CLAUSE = 20
 
 # A frame's excess is its distance on the path less that to the nearest frame of the rendering nearby or of this
-# inventory of syllables in the same voice, in standard deviations of the cepstra. Means over utterances lie near 0.24
-# for the right text (0.05 where the voice is espeak-ng's own) and near 0.33 for a wrong one of the same length;
+# inventory of syllables in the same voice, in standard deviations of the cepstra. Means over utterances lie near 0.23
+# for the right text (0.06 where the voice is espeak-ng's own) and near 0.32 for a wrong one of about the same length;
 # docs/alignment.md names the data.
 _INVENTORY = (
     "papu bebi tita dodo kuka gigo fafe vova "
     "sesi zuza shasho chacha hahe roru lelu mimi nona wawi yeya ai au oi ei"
 )
-CONFIDENCE_MIDPOINT = 0.295
+CONFIDENCE_MIDPOINT = 0.275
 CONFIDENCE_SCALE = 0.02
 
 

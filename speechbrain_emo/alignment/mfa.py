@@ -31,7 +31,7 @@ _SAMPLE_RATE = 16000
 
 
 class MFAAligner:
-    """Align a corpus with an installed Montreal Forced Aligner (version 2 or 3).
+    """Align a corpus with an installed Montreal Forced Aligner (version 2 to 4).
 
     The recordings and their normalised texts are written into a temporary folder, one folder a speaker (MFA adapts to
     speakers), aligned by one call of ``mfa align``, and read back. MFA has no confidences: the words of this aligner
@@ -191,7 +191,7 @@ class MFAAligner:
         -------
         list of str
         """
-        options = ["--clean", "--quiet", "--overwrite", "--output_format", "long_textgrid"]
+        options = ["--clean", "--overwrite", "--output_format", "long_textgrid"]
         options += [
             "--num_jobs",
             str(self.num_jobs),
@@ -211,7 +211,21 @@ class MFAAligner:
             str(self.acoustic_model),
             str(folder / "aligned"),
         ]
-        return [self.command, "align", *options, *places]
+        return [self.command, self._subcommand(), *options, *places]
+
+    def _subcommand(self):
+        """MFA 4 keeps this command, for Kaldi models, under another name, and MFA 5 is to drop it."""
+        said = subprocess.run(
+            [self.command, "version"], capture_output=True, text=True, errors="replace", check=False
+        )
+        version = re.search(r"(\d+)\.\d+", said.stdout)
+        if version is None or not 2 <= int(version[1]) <= 4:
+            answer = (said.stdout + said.stderr).strip()[-200:]
+            raise AlignmentError(
+                f"`{self.command} version` says {answer!r}; known are versions 2 to 4 of the Montreal Forced Aligner: "
+                f"{INSTALL}"
+            )
+        return "align" if int(version[1]) < 4 else "align_legacy"
 
     def _run(self, folder):
         command = self.arguments(folder)

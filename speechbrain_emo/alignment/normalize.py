@@ -25,7 +25,7 @@ _CLOSING += "\u00ab\u00bb\u201c\u201d\u2018\u2019*_~-"
 _ABBREVIATIONS = {
     "en": {
         **{"mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "vs": "versus"},
-        **{"messrs": "messieurs", "etc": "et cetera"},
+        **{"messrs": "messieurs", "etc": "et cetera", "pm": "p m"},
     },
     "de": {
         "dr": "doktor",
@@ -252,7 +252,8 @@ class _Speaker:
                 reading = "street"
             return reading.split(), True
         if key in self.table(_ABBREVIATIONS):
-            return self.table(_ABBREVIATIONS)[key].split(), dotted
+            # A dot behind "pm" ends the sentence.
+            return self.table(_ABBREVIATIONS)[key].split(), dotted and key != "pm"
         if re.fullmatch(r"[^\W\d_](\.[^\W\d_])+", chunk):
             return [letter.lower() for letter in chunk.split(".")], dotted
         return self.parts(chunk), False

@@ -45,8 +45,16 @@ def make_aligner(name, **options):
         raise AlignmentError(f"aligner {name!r} is unknown; allowed: {', '.join(ALIGNERS)}")
     module, attribute = ALIGNERS[name]
     aligner = getattr(importlib.import_module(module), attribute)
-    allowed = list(inspect.signature(aligner).parameters)
+    parameters = inspect.signature(aligner).parameters
+    allowed = list(parameters)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise AlignmentError(f"aligner {name!r} has no option {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    needed = [
+        key for key in allowed if parameters[key].default is inspect.Parameter.empty and key not in options
+    ]
+    if needed:
+        raise AlignmentError(
+            f"aligner {name!r} needs the option {needed[0]!r}; its options: {', '.join(allowed)}"
+        )
     return aligner(**options)

@@ -116,3 +116,25 @@ def test_bad_input_is_named(synthesizer, arguments, message):
 )
 def test_phone_labels_have_no_marks(mnemonic, label):
     assert phone_label(mnemonic) == label
+
+
+def test_words_that_are_said_in_one_can_be_split(synthesizer):
+    speech = synthesizer("it came from the river", split_joined=True)
+    assert [word.label for word in speech.words] == ["it", "came", "from", "the", "river"]
+    assert all(a.end <= b.start + 1e-9 and a.start < a.end for a, b in zip(speech.words, speech.words[1:]))
+    # "from the" is f r V m D @2: the boundary is where the D begins.
+    boundary = next(phone.start for phone in speech.phones if phone.label == "D")
+    assert speech.words[3].start == pytest.approx(boundary, abs=1e-3)
+    # Where nothing is joined, splitting changes nothing.
+    assert synthesizer(SENTENCE, split_joined=True).words == synthesizer(SENTENCE).words
+    german = synthesizer("grüße über die brücke", voice="de", split_joined=True)
+    assert [word.label for word in german.words] == ["grüße", "über", "die", "brücke"]
+    with pytest.raises(EspeakError, match="without prosody"):
+        synthesizer(SENTENCE, prosody={1: {"rate": "60%"}}, split_joined=True)
+
+
+def test_mnemonics_hold_the_sounds_that_have_no_event_of_their_own(synthesizer):
+    assert synthesizer.mnemonics("heel") == ("h", "i:", "l")
+    assert [phone.label for phone in synthesizer("heel").phones][:3] != ["h", "i:", "l"]
+    with pytest.raises(EspeakError, match="xx-none"):
+        synthesizer.mnemonics("heel", voice="xx-none")
