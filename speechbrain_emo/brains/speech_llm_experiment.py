@@ -168,9 +168,25 @@ class SpeechLLMExperiment:
             kwargs={"device": self.brain.device},
         )
 
+    def fit_statistics(self, most=500):
+        """Measure the training features where the front end standardises them; the same on every rank."""
+        front_end, data = self.model.front_end, self.data["train"]
+        if getattr(front_end, "statistics", None) is None:
+            return
+        numbers = range(0, len(data.records), max(len(data.records) // most, 1))
+
+        def utterances():
+            for i in tqdm(numbers, desc="feature statistics", unit="utt", disable=not if_main_process()):
+                audio = data.collate_audio([data.records.audio(i)[0]]).to(self.brain.device)
+                features, num_frames = self.model.features(audio)
+                yield features[0, : int(num_frames[0])]
+
+        front_end.fit_statistics(utterances())
+
     def train(self):
         """Train every phase that is not done yet and load the best weights of the last one."""
         self.fill_cache()
+        self.fit_statistics()
         self.brain.train_all()
         self.brain.load_best(self.schedule.keys[-1])
         self.brain.modules.eval()

@@ -35,6 +35,7 @@ DEFAULT_LORA = {
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
 }
 IGNORED_LABEL = -100
+ROW_MULTIPLE = 64  # of hidden states in one computation of logits
 ADAPTER_WEIGHTS, ADAPTER_CONFIG, BASE_WEIGHTS = (
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -509,7 +510,9 @@ class SpeechLLM(nn.Module):
 
     def _token_nll(self, hidden, targets):
         """Negative log-likelihood (float32) and correctness of ``targets`` (A,) given ``hidden`` (A, d)."""
-        logits = self.causal_lm.get_output_embeddings()(hidden).float()
+        # Rows of zeros round the shape up: oneDNN compiles a kernel for every new one.
+        padded = F.pad(hidden, (0, 0, 0, -len(targets) % ROW_MULTIPLE))
+        logits = self.causal_lm.get_output_embeddings()(padded)[: len(targets)].float()
         nll = F.cross_entropy(logits, targets, reduction="none")
         return nll, logits.detach().argmax(-1) == targets
 

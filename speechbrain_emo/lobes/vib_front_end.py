@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from speechbrain_emo.lobes.feature_statistics import FeatureStatistics
 from speechbrain_emo.lobes.information_bottleneck import (
     LOG_VAR_RANGE,
     FrameStacker,
@@ -47,31 +48,30 @@ class FrontEndOutput:
     latents: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def utterance_statistics(values, mask):
-    """Mean and deviation of each dimension over the valid frames of an utterance.
+class UtterancePosition(nn.Module):
+    """One slot position for the whole utterance: statistics of its features -> Gaussian bottleneck -> adapter.
+
+    Beyond the paper: with few utterances to learn from, what holds for the whole utterance need not be found by
+    attention over frames.
 
     Arguments
     ---------
-    values : torch.Tensor
-        Float, shape (N, T, Z). Padding may hold any finite value.
-    mask : torch.Tensor
-        Bool, shape (N, T), at least one True in a row.
-
-    Returns
-    -------
-    torch.Tensor
-        Float, shape (N, 2 Z): means, then square roots of the biased variance plus 1e-5.
-
-    Example
-    -------
-    >>> utterance_statistics(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
-    tensor([[2., 1.]])
+    bottleneck : GaussianBottleneck
+        Encoder of the 2 D standardised statistics.
+    adapter : SlotAdapter
+        Projection to the language model.
     """
-    weight = mask[..., None].to(values.dtype)
-    count = weight.sum(1)
-    mean = (values * weight).sum(1) / count
-    variance = ((values - mean[:, None]).square() * weight).sum(1) / count
-    return torch.cat((mean, (variance + 1e-5).sqrt()), -1)
+
+    def __init__(self, bottleneck, adapter):
+        super().__init__()
+        self.bottleneck = bottleneck
+        self.adapter = adapter
+
+    def forward(self, statistics, noise):
+        """Statistics (N, 2 D), noise (N, Z) or None -> slot (N, d_llm), mu and log_var or None (N, Z)."""
+        latents = self.bottleneck(statistics[:, None], None if noise is None else noise[:, None])
+        log_var = None if latents.log_var is None else latents.log_var[:, 0]
+        return self.adapter(latents.z)[:, 0], latents.mu[:, 0], log_var
 
 
 class VIBBranch(nn.Module):
@@ -85,10 +85,10 @@ class VIBBranch(nn.Module):
         Encoder of a frame; None feeds the mixed features to the stacker.
     stacker : FrameStacker
         Down-sampling.
-    adapter : SlotAdapter
-        Projection to the language model.
-    statistics_adapter : SlotAdapter, optional
-        Projection of mean and deviation of the latent over the utterance to one more slot position, the first.
+    adapter : SlotAdapter or None
+        Projection to the language model; None for a branch without positions of frames.
+    utterance : UtterancePosition, optional
+        Makes the first position from statistics of the utterance.
 
     Example
     -------
@@ -98,18 +98,19 @@ class VIBBranch(nn.Module):
     (torch.Size([1, 2, 6]), [2])
     """
 
-    def __init__(self, layer_mix, bottleneck, stacker, adapter, statistics_adapter=None):
+    def __init__(self, layer_mix, bottleneck, stacker, adapter, utterance=None):
         super().__init__()
         self.layer_mix = layer_mix
         self.bottleneck = bottleneck
         self.stacker = stacker
         self.adapter = adapter
-        self.statistics_adapter = statistics_adapter
+        self.utterance = utterance
 
     @property
     def samples(self):
         """Whether the branch draws noise now: variational and in training mode."""
-        return self.bottleneck is not None and self.bottleneck.variational and self.training
+        bottleneck = self.bottleneck if self.utterance is None else self.utterance.bottleneck
+        return bottleneck is not None and bottleneck.variational and self.training
 
     def forward(self, features, num_frames, noise):
         """Run the branch.
@@ -139,9 +140,6 @@ class VIBBranch(nn.Module):
             z, mu, log_var = latents.z, latents.mu, latents.log_var
         stacks, lengths = self.stacker(z, num_frames)
         slots = self.adapter(stacks)
-        if self.statistics_adapter is not None:
-            first = self.statistics_adapter(utterance_statistics(z, mask))
-            slots, lengths = torch.cat((first[:, None], slots), 1), lengths + 1
         slots = slots.masked_fill(~frame_mask(lengths, slots.shape[1])[..., None], 0.0)
         return slots, lengths, (mu, log_var)
 
@@ -178,14 +176,19 @@ class VIBFrontEnd(nn.Module):
         False gives the ablation z = mu without noise and KL (and without the variance layer).
     output_scale : float
         Initial root mean square of an entry of the slots, see ``SlotAdapter``.
-    statistics : bool
-        Whether each branch has one more position before the others, made of mean and deviation of its latent
-        over the utterance. Beyond the paper: with few utterances to learn from, what holds for the whole
-        utterance need not be found by attention over frames.
     fill : str
         Filling of an incomplete last stack: "zero" or "edge".
     normalize_layers : bool
         See ``LayerMix``.
+    standardize : bool
+        Whether features are standardised with statistics of the training set, see ``FeatureStatistics``;
+        :meth:`fit_statistics` measures them. Beyond the paper.
+    utterance_position : bool
+        Whether each branch has one more position, before the others, made from mean and deviation of all frames,
+        see ``UtterancePosition``. Needs ``standardize`` and a ``latent_size``.
+    frame_positions : Sequence of str, optional
+        Branches that have positions of frames; default: all. The others have the utterance's position alone, a
+        bottleneck in time too: where recordings are few, frames are learned by heart.
     initial_log_var : float
         See ``GaussianBottleneck``.
     log_var_range : tuple of float
@@ -220,9 +223,11 @@ class VIBFrontEnd(nn.Module):
         adapter_size=1024,
         bottleneck=True,
         output_scale=0.02,
-        statistics=False,
         fill="zero",
         normalize_layers=False,
+        standardize=False,
+        utterance_position=False,
+        frame_positions=None,
         initial_log_var=-2.0,
         log_var_range=LOG_VAR_RANGE,
     ):
@@ -239,34 +244,52 @@ class VIBFrontEnd(nn.Module):
                 f"VIBFrontEnd: branches is {list(branches)}; give one or more different names of letters and"
                 " digits"
             )
+        if utterance_position and (not standardize or latent_size is None):
+            raise ValueError(
+                f"VIBFrontEnd: utterance_position needs standardize=True and a latent_size; they are {standardize}"
+                f" and {latent_size}"
+            )
+        frame_positions = branches if frame_positions is None else tuple(frame_positions)
+        if set(frame_positions) - set(branches) or (set(frame_positions) != set(branches) and not utterance_position):
+            raise ValueError(
+                f"VIBFrontEnd: frame_positions is {list(frame_positions)}; allowed are branches of {list(branches)},"
+                " and all of them where utterance_position is False"
+            )
+        self.frame_positions = frame_positions
         self.slot_kinds = branches
         self.input_size = input_size
         self.llm_size = llm_size
         self.layer_weights = layer_weights
-        self.statistics = bool(statistics)
         self.layer_mix = LayerMix(num_layers, normalize_layers) if layer_weights == "shared" else None
         self.stacker = FrameStacker(stack, fill)
+        self.statistics = FeatureStatistics(num_layers, input_size) if standardize else None
+        self.utterance_position = bool(utterance_position)
         self.branches = nn.ModuleDict()
         for name in branches:
-            encoder = None
-            if latent_size is not None:
-                encoder = GaussianBottleneck(
-                    input_size,
+
+            def encoder(size):
+                return GaussianBottleneck(
+                    size,
                     hidden_size,
                     latent_size,
                     variational=bottleneck,
                     initial_log_var=initial_log_var,
                     log_var_range=log_var_range,
                 )
+
+            utterance = None
+            if utterance_position:
+                adapter = SlotAdapter(latent_size, adapter_size, llm_size, output_scale)
+                utterance = UtterancePosition(encoder(2 * input_size), adapter)
             size = input_size if latent_size is None else latent_size
             self.branches[name] = VIBBranch(
                 layer_mix=LayerMix(num_layers, normalize_layers) if layer_weights == "per_branch" else None,
-                bottleneck=encoder,
+                bottleneck=encoder(input_size) if latent_size and name in frame_positions else None,
                 stacker=FrameStacker(stack, fill),
-                adapter=SlotAdapter(stack * size, adapter_size, llm_size, output_scale),
-                statistics_adapter=SlotAdapter(2 * size, adapter_size, llm_size, output_scale)
-                if statistics
+                adapter=SlotAdapter(stack * size, adapter_size, llm_size, output_scale)
+                if name in frame_positions
                 else None,
+                utterance=utterance,
             )
 
     def num_positions(self, kind, num_frames):
@@ -282,7 +305,8 @@ class VIBFrontEnd(nn.Module):
         Returns
         -------
         int
-            ceil(num_frames / stack), one more with ``statistics``.
+            ceil(num_frames / stack), one more with ``utterance_position``; that one alone without
+            ``frame_positions``.
 
         Raises
         ------
@@ -291,7 +315,19 @@ class VIBFrontEnd(nn.Module):
         """
         if kind not in self.slot_kinds:
             raise KeyError(f"VIBFrontEnd: no slot kind {kind!r}; it has {list(self.slot_kinds)}")
-        return self.stacker.num_positions(num_frames) + int(self.statistics)
+        frames = self.stacker.num_positions(num_frames) if kind in self.frame_positions else 0
+        return frames + int(self.utterance_position)
+
+    def fit_statistics(self, utterances):
+        """Measure what ``standardize`` needs; without it, nothing happens and nothing is read.
+
+        Arguments
+        ---------
+        utterances : iterable of torch.Tensor
+            Encoder layers of one training utterance each, float, shape (T, L, D).
+        """
+        if self.statistics is not None:
+            self.statistics.fit(utterances)
 
     def trainable_groups(self):
         """Modules that a phase can train, by name.
@@ -375,19 +411,47 @@ class VIBFrontEnd(nn.Module):
                 " noise_seeds is None; pass one int an audio, or call .eval() on the branches to use z = mu"
             )
         seeds = check_seeds(noise_seeds, num_audios) if sampling else []
-        mixed = features if self.layer_mix is None else self.layer_mix(features)
         mask = frame_mask(num_frames, max_frames)
+        summary = None
+        if self.statistics is not None:
+            if self.utterance_position:
+                summary = self.statistics.utterance(features, mask)
+            features = self.statistics.frames(features)
+        mixed = features if self.layer_mix is None else self.layer_mix(features)
         output = FrontEndOutput(slots={}, slot_lengths={})
         for name, branch in branches.items():
-            noise = None
-            if branch.samples:
-                keys = [derive_seed(seed, name) for seed in seeds]
-                noise = keyed_noise(keys, lengths, max_frames, branch.bottleneck.latent_size)
-                noise = noise.to(features.device)
-            slots, slot_lengths, (mu, log_var) = branch(mixed, num_frames, noise)
-            output.slots[name] = slots
+            slots = []
+            if name in self.frame_positions:
+                noise = None
+                if branch.samples:
+                    keys = [derive_seed(seed, name) for seed in seeds]
+                    noise = keyed_noise(keys, lengths, max_frames, branch.bottleneck.latent_size)
+                    noise = noise.to(features.device)
+                frames, slot_lengths, (mu, log_var) = branch(mixed, num_frames, noise)
+                slots.append(frames)
+                if log_var is not None:
+                    output.kl[name] = kl_to_standard_normal(mu, log_var, mask)
+            else:
+                slot_lengths = torch.zeros_like(num_frames)
+            if summary is not None:
+                mix = self.layer_mix if branch.layer_mix is None else branch.layer_mix
+                noise = None
+                if branch.samples:
+                    keys = [derive_seed(seed, f"{name}.utterance") for seed in seeds]
+                    noise = keyed_noise(keys, [1] * num_audios, 1, branch.utterance.bottleneck.latent_size)[:, 0]
+                    noise = noise.to(features.device)
+                first, own_mu, own_log_var = branch.utterance(mix(summary[:, None])[:, 0], noise)
+                slots.insert(0, first[:, None])
+                slot_lengths = slot_lengths + 1
+                if own_log_var is not None:
+                    every = torch.ones(num_audios, 1, dtype=torch.bool, device=features.device)
+                    own = kl_to_standard_normal(own_mu[:, None], own_log_var[:, None], every)
+                    # The count stays that of the frames: it is what the Brain divides by.
+                    before = output.kl.get(name)
+                    output.kl[name] = KLTerm(own.sum + (before.sum if before else 0.0), mask.sum())
+                if name not in self.frame_positions:
+                    mu = own_mu[:, None].expand(-1, max_frames, -1)
+            output.slots[name] = torch.cat(slots, 1)
             output.slot_lengths[name] = slot_lengths
             output.latents[name] = mu.masked_fill(~mask[..., None], 0.0)
-            if log_var is not None:
-                output.kl[name] = kl_to_standard_normal(mu, log_var, mask)
         return output

@@ -323,7 +323,7 @@ class Packer:
             example.id, tuple(token_ids), tuple(kinds), tuple(labels), tuple(weights), tuple(open_slots)
         )
 
-    def collate(self, rows, side="right", audio_offsets=None):
+    def collate(self, rows, side="right", audio_offsets=None, multiple=1):
         """Pad rows to one batch.
 
         Arguments
@@ -335,6 +335,9 @@ class Packer:
         audio_offsets : sequence of int, optional
             For every row, the index of its first audio among the N audios of the batch. Default: one audio
             a row, in order.
+        multiple : int
+            The width is rounded up to a multiple of it. Few widths spare a backend that compiles a kernel for
+            every shape time and memory.
 
         Returns
         -------
@@ -350,6 +353,7 @@ class Packer:
         if audio_offsets is None:
             audio_offsets = range(len(rows))
         width = max(row.num_positions for row in rows)
+        width += -width % multiple
         shape = (len(rows), width)
         token_ids = torch.full(shape, self.pad_id, dtype=torch.long)
         attention_mask = torch.zeros(shape, dtype=torch.long)

@@ -188,3 +188,16 @@ def test_wording_is_keyed_by_utterance():
     numbers = [task.prompt_number({"id": f"u{i}"}) for i in range(60)]
     assert numbers == [task.prompt_number({"id": f"u{i}"}) for i in range(60)]
     assert {numbers.count(n) > 8 for n in range(3)} == {True}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rounding_the_width_up_adds_padding_only(tokenizer, side):
+    turns = (Turn("user", ("Speech:", Slot("content"))),)
+    packer, row = pack(tokenizer, ["content"], turns, (), [{"content": 3}])
+    plain, rounded = packer.collate([row], side), packer.collate([row], side, multiple=16)
+    width = plain.token_ids.shape[1]
+    assert rounded.token_ids.shape[1] == -(-width // 16) * 16 > width
+    kept = slice(-width, None) if side == "left" else slice(0, width)
+    for name in ("token_ids", "attention_mask", "position_ids", "kinds", "labels"):
+        assert torch.equal(getattr(rounded, name)[:, kept], getattr(plain, name))
+    assert int(rounded.attention_mask.sum()) == width

@@ -241,19 +241,71 @@ def test_bad_input_is_named(batch):
         front_end.num_positions("emotion", 5)
 
 
-def test_statistics_position_is_mean_and_deviation_of_the_latent_alone_and_in_a_batch(batch):
+def test_utterance_position_equals_its_parts_alone_and_in_a_batch(batch):
     features, num_frames = batch
-    front_end = make(statistics=True).eval()
+    front_end = make(standardize=True, utterance_position=True).eval()
+    front_end.fit_statistics([features[n, :count] for n, count in enumerate(num_frames.tolist())])
     output = front_end(features, num_frames)
+    own = [features[n, :count] for n, count in enumerate(num_frames.tolist())]
+    every = torch.stack([torch.cat((x.mean(0), (x.var(0, unbiased=False) + 1e-5).sqrt()), -1) for x in own])
+    standard = (every - every.mean(0)) / every.std(0, unbiased=False)
     for name in front_end.slot_kinds:
         branch = front_end.branches[name]
         for n, count in enumerate(num_frames.tolist()):
-            z = output.latents[name][n, :count]
-            deviation = (z.var(0, unbiased=False) + 1e-5).sqrt()
-            expected = branch.statistics_adapter(torch.cat((z.mean(0), deviation)))
-            torch.testing.assert_close(output.slots[name][n, 0], expected, atol=1e-5, rtol=1e-4)
+            mixed = (standard[n] * branch.layer_mix.weights[:, None]).sum(0)
+            mu = branch.utterance.bottleneck.mean(torch.relu(branch.utterance.bottleneck.hidden(mixed)))
+            torch.testing.assert_close(
+                output.slots[name][n, 0], branch.utterance.adapter(mu), atol=1e-5, rtol=1e-4
+            )
             assert output.slot_lengths[name][n] == front_end.num_positions(name, count) == -(-count // 5) + 1
             alone = front_end(features[n : n + 1, :count], num_frames[n : n + 1])
+            length = output.slot_lengths[name][n]
             torch.testing.assert_close(
-                alone.slots[name][0], output.slots[name][n, : -(-count // 5) + 1], atol=1e-6, rtol=1e-5
+                alone.slots[name][0], output.slots[name][n, :length], atol=1e-5, rtol=1e-4
             )
+
+
+def test_utterance_position_counts_in_the_divergence_and_draws_its_own_noise(batch):
+    features, num_frames = batch
+    front_end = make(standardize=True, utterance_position=True)
+    plain = make(standardize=True)
+    plain.load_state_dict({k: v for k, v in front_end.state_dict().items() if ".utterance." not in k})
+    one, other = (front_end(features, num_frames, noise_seeds=seeds) for seeds in ([1, 2, 3, 4], [1, 2, 3, 5]))
+    without = plain(features, num_frames, noise_seeds=[1, 2, 3, 4])
+    for name in front_end.slot_kinds:
+        assert one.kl[name].sum > without.kl[name].sum and one.kl[name].count == without.kl[name].count
+        torch.testing.assert_close(one.slots[name][:, 1:], without.slots[name])
+        changed = (one.slots[name][:, 0] != other.slots[name][:, 0]).any(-1)
+        assert changed.tolist() == [False, False, False, True]
+
+
+def test_standardised_front_end_does_not_see_scale_and_offset_of_its_features(batch):
+    features, num_frames = batch
+    own = [features[n, :count] for n, count in enumerate(num_frames.tolist())]
+    scale, offset = torch.rand(3, 8) * 100 + 0.1, torch.randn(3, 8) * 50
+    outputs = []
+    for change in (lambda x: x, lambda x: x * scale + offset):
+        front_end = make(standardize=True, utterance_position=True).eval()
+        front_end.fit_statistics([change(x) for x in own])
+        outputs.append(front_end(change(features), num_frames).slots)
+    for name in outputs[0]:
+        torch.testing.assert_close(outputs[0][name][:, 1:], outputs[1][name][:, 1:], atol=1e-4, rtol=1e-3)
+
+
+def test_utterance_position_without_standardised_features_is_refused():
+    with pytest.raises(ValueError, match="standardize=True"):
+        make(utterance_position=True)
+
+
+def test_branch_without_frames_has_the_utterance_position_alone(batch):
+    features, num_frames = batch
+    front_end = make(standardize=True, utterance_position=True, frame_positions=["content"])
+    output = front_end(features, num_frames, noise_seeds=[1, 2, 3, 4])
+    assert output.slot_lengths["descriptor"].tolist() == [1] * 4 == [front_end.num_positions("descriptor", 23)] * 4
+    assert output.slots["descriptor"].shape == (4, 1, 6)
+    assert output.kl["descriptor"].count == num_frames.sum() and output.kl["descriptor"].sum > 0
+    # Every parameter takes part: a parameter that never gets a gradient stops distributed training.
+    sum(x.sum() for x in output.slots.values()).backward()
+    assert all(p.grad is not None for p in front_end.parameters())
+    with pytest.raises(ValueError, match="frame_positions"):
+        make(frame_positions=["content"])
