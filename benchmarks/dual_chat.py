@@ -9,7 +9,7 @@ state after turn 4; the answers are compared token by token.
 Training: audio seconds a second and peak memory of stage 1 of the dual front end with the features of the frozen
 encoder from the cache, against the encoder in the loop (``benchmarks.epoch_cache`` on ``hparams/demo_dual.yaml``; each
 peak in a process of its own). Needs the embedded dialogues and their backbones (python train.py
-hparams/demo_dual.yaml makes them), or ``--no_training``.
+hparams/demo_dual.yaml makes them), ``--toy`` for the made-up tones of the tests, or ``--no_training``.
 """
 
 import copy
@@ -31,6 +31,7 @@ from benchmarks.common import Table, argument_parser, compare, peak_memory, prin
 EXAMPLE = (
     "python -m benchmarks.dual_chat\n  python -m benchmarks.dual_chat --no_training --turns 9 --seconds 12"
 )
+REPOSITORY = Path(__file__).resolve().parent.parent
 EXPERIMENT = "hparams/demo_dual.yaml"
 REFERENCE = "re-encode everything"
 VARIANTS = (REFERENCE, "re-read the prompt", "keys and values kept")
@@ -197,7 +198,7 @@ def turn_table(turns=5, seconds=8.0, rounds=5, sizes=None, encoder=None):
     return table
 
 
-def memory_of(mode, experiment, overrides, steps):
+def memory_of(mode, experiment, overlays, overrides, steps):
     """Peak memory in bytes of a training process that takes some steps of stage 1.
 
     Arguments
@@ -206,8 +207,10 @@ def memory_of(mode, experiment, overrides, steps):
         ``live`` or ``cached``.
     experiment : str
         YAML file.
+    overlays : sequence of str
+        YAML files over it.
     overrides : dict
-        Over it.
+        Over both.
     steps : int
         Optimiser steps.
 
@@ -216,18 +219,18 @@ def memory_of(mode, experiment, overrides, steps):
     int
     """
     command = [sys.executable, "-m", "benchmarks.dual_chat", "--memory_of", mode, "--experiment", experiment]
-    command += ["--steps", str(steps), "--overrides", json.dumps(overrides)]
+    command += ["--steps", str(steps), "--overrides", json.dumps(overrides), "--overlay", *overlays]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-800:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])["peak_bytes"]
 
 
-def _take_steps(mode, experiment, overrides, steps):
+def _take_steps(mode, experiment, overlays, overrides, steps):
     """In a process of its own: fill the cache where there is one, then train; prints the peak."""
     with tempfile.TemporaryDirectory() as folder:
         cache = {"live": "off", "cached": "layers"}[mode]
-        run = epoch_cache.build_experiment(experiment, (), overrides, Path(folder), cache)
+        run = epoch_cache.build_experiment(experiment, overlays, overrides, Path(folder), cache)
         plans, _ = epoch_cache.plan_phase(run.brain, run.schedule.keys[0], steps)
         if mode == "cached":
             epoch_cache.fill_cache(run, plans)
@@ -237,25 +240,31 @@ def _take_steps(mode, experiment, overrides, steps):
         print(json.dumps({"peak_bytes": peak_memory()}))
 
 
-def training_tables(experiment=EXPERIMENT, overrides=None, steps=10, rounds=3):
+def training_tables(
+    experiment=EXPERIMENT, overlays=(), overrides=None, steps=10, rounds=3, title="the embedded dialogues"
+):
     """Time and memory of stage 1, cached against live.
 
     Arguments
     ---------
     experiment : str
         YAML file of a dual experiment.
+    overlays : sequence of str
+        YAML files over it.
     overrides : dict, optional
-        Over it.
+        Over both.
     steps, rounds : int
         As of ``epoch_cache.run``.
+    title : str
+        What is trained.
 
     Returns
     -------
     list of Table
     """
     overrides = dict(overrides or {})
-    tables = epoch_cache.run(experiment, (), overrides, steps, rounds, "the embedded dialogues", phases=1)
-    peaks = {mode: memory_of(mode, experiment, overrides, steps) for mode in ("live", "cached")}
+    tables = epoch_cache.run(experiment, overlays, overrides, steps, rounds, title, phases=1)
+    peaks = {mode: memory_of(mode, experiment, overlays, overrides, steps) for mode in ("live", "cached")}
     table = Table("Peak memory of the same steps", ["features", "peak (MB)", "ratio"])
     for mode, peak in peaks.items():
         name = mode + (" (reference)" if mode == "live" else "")
@@ -267,6 +276,28 @@ def training_tables(experiment=EXPERIMENT, overrides=None, steps=10, rounds=3):
     return [*tables, table]
 
 
+def run_toy(steps=4, rounds=1):
+    """:func:`training_tables` on the toy dialogues of the tests, made in a temporary folder.
+
+    Arguments
+    ---------
+    steps, rounds : int
+        As there.
+
+    Returns
+    -------
+    list of Table
+    """
+    sys.path.insert(0, str(REPOSITORY / "tests"))  # The toys name each other as the tests do.
+    from toy_dual import build
+
+    with tempfile.TemporaryDirectory() as folder:
+        overlay = str(build(folder))
+        return training_tables(
+            str(REPOSITORY / EXPERIMENT), [overlay], {}, steps, rounds, "the tests' toy dialogues"
+        )
+
+
 def main(arguments=None):
     """Command line."""
     parser = argument_parser(__doc__, EXAMPLE, rounds=5)
@@ -276,24 +307,29 @@ def main(arguments=None):
     parser.add_argument("--seconds", type=float, default=8.0, help="of each recording (%(default)s)")
     parser.add_argument("--no_training", action="store_true", help="the turn only")
     parser.add_argument("--experiment", default=EXPERIMENT, help="YAML of a dual experiment (%(default)s)")
+    parser.add_argument("--overlay", nargs="*", default=[], help="YAML files over it")
+    parser.add_argument("--toy", action="store_true", help="train on the tests' tones, with random backbones")
     parser.add_argument("--overrides", type=json.loads, default={}, help="JSON object over it")
     parser.add_argument("--steps", type=int, default=10, help="training steps of a round (%(default)s)")
     parser.add_argument("--memory_of", choices=("live", "cached"), help="used by the benchmark itself")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.memory_of:
-        _take_steps(options.memory_of, options.experiment, options.overrides, options.steps)
+        _take_steps(options.memory_of, options.experiment, options.overlay, options.overrides, options.steps)
         return
     tables = [turn_table(options.turns, options.seconds, options.rounds)]
-    if not options.no_training:
-        missing = epoch_cache.missing_parts(options.experiment, (), options.overrides)
+    rounds = min(options.rounds, 3)
+    if options.toy:
+        tables += run_toy(options.steps, rounds)
+    elif not options.no_training:
+        missing = epoch_cache.missing_parts(options.experiment, options.overlay, options.overrides)
         if missing:
             tables[0].notes.append(
                 f"Training was not measured, {missing[0]} is missing: run `python train.py {EXPERIMENT}` first."
             )
         else:
             tables += training_tables(
-                options.experiment, options.overrides, options.steps, min(options.rounds, 3)
+                options.experiment, options.overlay, options.overrides, options.steps, rounds
             )
     print_tables(tables)
 

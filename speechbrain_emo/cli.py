@@ -13,6 +13,7 @@ _PROGRAM = "python -m speechbrain_emo"
 ALIGNER_NAMES = "pocketsphinx, espeak-dtw, ctc, mfa, textgrid"
 # Of the mean over words. Right texts lie above, wrong ones below: docs/alignment.md.
 LOW_CONFIDENCE = 0.5
+_CHAT_COMMANDS = [["/describe"], ["/transcribe"], ["/history"], ["/undo"], ["/reset"], ["/system"]]
 
 
 def _version():
@@ -657,6 +658,7 @@ def _chat(options):
     import transformers
 
     from speechbrain_emo.inference import EmotionalChat
+    from speechbrain_emo.inference.chat import is_recording
 
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -685,7 +687,8 @@ def _chat(options):
         if not line.strip() and interactive:
             continue
         try:
-            if line.startswith("/") and not os.path.isfile(line.strip()):
+            # A recording can have a path that begins with a slash.
+            if line.split()[:1] in _CHAT_COMMANDS or (line.startswith("/") and not is_recording(line)):
                 _command(chat, line.strip(), options.json)
             elif options.json:
                 reply = chat.say(line.strip())

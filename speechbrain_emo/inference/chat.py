@@ -194,7 +194,11 @@ class EmotionalChat(Pretrained):
         self.dialogue_task = tasks[settings["dialogue_task"]]
         transcript_task = settings["transcript_task"]
         self.transcript_task = None if transcript_task is None else tasks[transcript_task]
-        self.choice_tasks = {tasks[name].field: tasks[name] for name in settings["choice_tasks"]}
+        # By their field; two tasks over one field (the emotions of two corpora) go by their names from the second on.
+        self.choice_tasks = {}
+        for name in settings["choice_tasks"]:
+            key = tasks[name].field if tasks[name].field not in self.choice_tasks else name
+            self.choice_tasks[key] = tasks[name]
         self.sample_rate = self.model.encoder.sample_rate
         self.max_duration = settings["max_duration"]
         self.max_new_tokens = int(settings["max_new_tokens"])

@@ -141,9 +141,9 @@ def test_a_recipe_is_complete_and_named_in_the_readme(recipe):
     text = (recipe / "README.md").read_text(encoding="utf-8").lower()
     for word in ("licen", "fault"):
         assert word in text, f"recipes/{recipe.name}/README.md says nothing about its {word}..."
-    # An experiment of its own, or a list of corpora (hparams/corpora) that names this preparation.
+    # An experiment of its own, or one over several corpora that names this preparation.
     module = f"recipes.{recipe.name}.{dataset}_prepare"
-    experiments = [p.read_text(encoding="utf-8") for p in (REPOSITORY / "hparams").rglob("*.yaml")]
+    experiments = [p.read_text(encoding="utf-8") for p in (REPOSITORY / "hparams").glob("*.yaml")]
     own = list((REPOSITORY / "hparams").glob(f"{dataset}_*.yaml"))
     assert own or any(module in text for text in experiments), (
         f"no experiment in hparams/ prepares {recipe.name}"

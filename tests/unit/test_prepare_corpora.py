@@ -70,20 +70,22 @@ def test_missing_corpora_are_named_together(tmp_path):
         prepare_corpora(tmp_path, tmp_path / "out", {"Two": prepare}, skip_missing=True)
 
 
-def test_the_corpora_of_the_dual_model(tmp_path, repository):
-    """The YAML's list loads, and says for every absent corpus where to get it."""
+@pytest.mark.parametrize("name", ["dual_qwen", "dual_llama"])
+def test_the_corpora_of_the_dual_model(tmp_path, repository, name):
+    """The paper's experiment says for every absent corpus where to get it."""
     from hyperpyyaml import load_hyperpyyaml
 
-    with open(repository / "hparams" / "corpora" / "dual.yaml", encoding="utf-8") as stream:
-        content = load_hyperpyyaml(stream)
+    overrides = {"data_folder": str(tmp_path), "manifest_folder": str(tmp_path / "out")}
+    with open(repository / "hparams" / f"{name}.yaml", encoding="utf-8") as stream:
+        prepare = load_hyperpyyaml(stream, overrides)["prepare"]
     with pytest.raises(ManifestError) as error:
-        prepare_corpora(tmp_path, tmp_path / "out", content["corpora"], content["folders"])
-    for name, where in (
+        prepare()
+    for corpus_name, where in (
         ("LibriSpeech", "openslr.org/12"),
         ("TextrolSpeech", "github.com/jishengpeng/TextrolSpeech"),
         ("MELD", "affective-meld.github.io"),
         ("StyleTalk", "github.com/DanielLin94144/StyleTalk"),
         ("DailyTalk", "github.com/keonlee9420/DailyTalk"),
     ):
-        assert name in str(error.value) and where in str(error.value)
+        assert corpus_name in str(error.value) and where in str(error.value)
     assert "5 of 5 corpora" in str(error.value)
