@@ -330,7 +330,7 @@ def test_the_command(system, waves, monkeypatch, capsys, tmp_path):
     lines = [
         waves[0],
         "Hello there.",
-        "missing.wav",
+        "/gone/missing.wav",
         "/history",
         f"/describe {waves[1]}",
         "/undo",
@@ -341,7 +341,7 @@ def test_the_command(system, waves, monkeypatch, capsys, tmp_path):
     command = ["chat", "--model", str(system.folder), "--device", "cpu"]
     assert cli.main(command) == 1
     out, err = capsys.readouterr()
-    assert "missing.wav: no such file" in err and "/nonsense is no command; there are /describe" in err
+    assert "/gone/missing.wav: no such file" in err and "/nonsense is no command; there are /describe" in err
     assert out.count(f"user: {waves[0]}") == 2 and out.count("user: Hello there.") == 1 and "gender: " in out
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{waves[0]}\n/quit\n"))
     assert cli.main([*command, "--json", "--max_new_tokens", "3"]) == 0

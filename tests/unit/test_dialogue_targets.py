@@ -80,36 +80,36 @@ def count_calls(llm, monkeypatch):
 
 
 def test_targets_are_the_model_s_own_answers(llm, tmp_path):
+    # Alone and without padding.
+    packer, alone = Packer(llm.tokenizer, make_task().slot_kinds), {}
+    for name, record in records().items():
+        example = styled_example(make_task(), {**record, "id": name})
+        packed = packer.collate([packer.encode(example, with_answer=False)], "left")
+        alone[name] = llm.generate(llm.embed(packed, {}), packed, 6)[0]
+    finished = {name: llm.tokenizer.decode(ids).strip() for name, ids in alone.items() if len(ids) < 6}
+    assert 2 <= len(finished) <= 7 and len(set(finished.values())) > 1, (
+        "the test needs answers of several kinds"
+    )
     made = records()
     report = prepare_targets(
         made, llm, make_task(), tmp_path / "t.jsonl", max_new_tokens=6, max_rows=4, progress=False
     )
-    # Sad and happy are answered in few tokens; the long answer is cut off and no target.
-    assert [made[f"d{i}"].get("target") for i in range(3)] == ["so sorry", "how nice", None]
-    assert report.num_records == 9 and report.num_truncated == 3 and report.num_usable == 6
+    # An answer that is cut off is no target: learnt, it would teach never to end.
+    assert {name: r["target"] for name, r in made.items() if "target" in r} == finished
+    assert report.num_records == 9 and report.num_truncated == 9 - len(finished) and report.num_empty == 0
     lines = {x["id"]: x for x in map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())}
-    assert (
-        lines["d0"]["question"] == "system: be kind\nuser: (sad) I saw the dog"
-        and lines["d2"]["finish"] == "length"
-    )
-    assert lines["d1"]["settings"]["max_new_tokens"] == 6 and lines["d1"]["settings"]["llm"] == llm.source
-    # Alone and without padding: the same answers.
-    packer = Packer(llm.tokenizer, make_task().slot_kinds)
-    for name, record in records().items():
-        example = styled_example(make_task(), {**record, "id": name})
-        assert example_text(example) == lines[name]["question"]
-        packed = packer.collate([packer.encode(example, with_answer=False)], "left")
-        ids = llm.generate(llm.embed(packed, {}), packed, 6)[0]
-        assert llm.tokenizer.decode(ids).strip() == lines[name]["response"]
-    # The style decides: the same words, another answer.
-    other = {"x": dialogue(0, "happy", 1), "y": dialogue(0, "sad", 1)}
-    prepare_targets(other, llm, make_task(), tmp_path / "t.jsonl", max_new_tokens=6, progress=False)
-    assert (other["x"]["target"], other["y"]["target"]) == ("how nice", "so sorry")
+    assert lines["d0"]["question"] == "system: be kind\nuser: (sad) I saw the dog"
+    for name, ids in alone.items():
+        example = styled_example(make_task(), {**records()[name], "id": name})
+        assert lines[name]["question"] == example_text(example) and lines[name]["num_tokens"] == len(ids)
+        assert lines[name]["response"] == llm.tokenizer.decode(ids).strip()
+        assert lines[name]["finish"] == ("stop" if name in finished else "length")
+        assert lines[name]["settings"]["max_new_tokens"] == 6 and lines[name]["settings"]["llm"] == llm.source
     kept = records()
     report = prepare_targets(
         kept, llm, make_task(), tmp_path / "t.jsonl", max_new_tokens=6, keep_truncated=True, progress=False
     )
-    assert report.num_reused == 9 and kept["d2"]["target"].startswith("well well")
+    assert report.num_reused == 9 and all(r["target"] for r in kept.values())
 
 
 def test_a_killed_run_goes_on(llm, tmp_path, monkeypatch):
@@ -184,10 +184,16 @@ tasks:
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     train = json.loads((manifests / "aligned" / "train.json").read_text())
-    assert "asr" in train and "1 others" in out and "valid: 1 of 1 dialogues have a target" in out
-    cut = [name for name in train if "@" in name]
-    assert cut and all(train[name]["target"] in ("so sorry", "how nice") for name in cut)
-    assert "d2" not in train, "its answer was cut off"
+    assert "asr" in train and "1 others" in out and "valid: " in out
+    # Dialogues with a target only; those that were cut are among them.
+    dialogues = {name: record for name, record in train.items() if name != "asr"}
+    assert dialogues and all(record["target"] for record in dialogues.values()) and len(dialogues) < 12
+    command.append("--keep_truncated")
+    assert cli.main(command) == 0
+    assert "valid: 1 of 1 dialogues have a target" in capsys.readouterr().out
+    train = json.loads((manifests / "aligned" / "train.json").read_text())
+    assert any("@" in name for name in train)
+    assert all(r["target"] for name, r in train.items() if name != "asr")
     lines = (manifests / "aligned" / "targets.jsonl").read_text().splitlines()
     assert cli.main(command) == 0
     assert (manifests / "aligned" / "targets.jsonl").read_text().splitlines() == lines
