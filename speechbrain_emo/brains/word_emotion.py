@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process, infer_device, run_on_main
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -478,7 +478,7 @@ class WordEmotionExperiment:
         """Encode what the cache lacks, on the main process."""
         if self.cache is None:
             return
-        device = dict(self.run_opts or {}).get("device") or "cpu"
+        device = dict(self.run_opts or {}).get("device") or infer_device()
         everything = [record for part in self.records.values() for record in part.values()]
         run_on_main(
             self.cache.fill, args=[everything, self.encoder.to(device), self.load], kwargs={"device": device}
