@@ -19,8 +19,13 @@ from speechbrain_emo.brains.speech_llm_brain import _world
 from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.dataio.manifest import write_text_atomically
 from speechbrain_emo.metrics.asr import word_errors
-from speechbrain_emo.metrics.dialogue import agreement, changed_share, presence_probe, template_overlap
-from speechbrain_emo.metrics.probes import linear_probe
+from speechbrain_emo.metrics.dialogue import (
+    agreement,
+    changed_share,
+    label_probe,
+    presence_probe,
+    template_overlap,
+)
 from speechbrain_emo.prompts.tasks import TRANSCRIPT, TRANSCRIPT_SLOTS
 
 logger = logging.getLogger(__name__)
@@ -264,13 +269,10 @@ class DialogueEvaluation:
             words = presence_probe(x, labels["text"], speakers)
             metrics[f"{key}.words"] = words.balanced_accuracy
             known = [i for i, e in enumerate(labels["emotion"]) if e is not None]
-            if len({labels["emotion"][i] for i in known}) > 1:
-                probe = linear_probe(
-                    x[known], [labels["emotion"][i] for i in known], [speakers[i] for i in known]
-                )
-                metrics[f"{key}.emotion"] = probe.accuracy
-            if len(set(speakers)) > 1:
-                metrics[f"{key}.speaker"] = linear_probe(x, speakers).accuracy
+            metrics[f"{key}.emotion"] = label_probe(
+                x[known], [labels["emotion"][i] for i in known], [speakers[i] for i in known]
+            )
+            metrics[f"{key}.speaker"] = label_probe(x, speakers)
         return {k: v for k, v in metrics.items() if v is not None}
 
     # -- dialogues -----------------------------------------------------------------------------------------

@@ -11,13 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from speechbrain_emo.metrics.probes import _splits, _vectors
 
-__all__ = ["PresenceScores", "agreement", "changed_share", "presence_probe", "template_overlap"]
+__all__ = [
+    "PresenceScores",
+    "agreement",
+    "changed_share",
+    "label_probe",
+    "presence_probe",
+    "template_overlap",
+]
 
 
 @dataclass
@@ -41,6 +48,54 @@ class PresenceScores:
 
 def _words(text):
     return re.findall(r"\w+", text.lower())
+
+
+def _held_out(features, labels, groups, seed, class_weight=None):
+    """Predictions of probes that did not see the vector; None where there are no folds."""
+    folds = _splits(labels, groups, 4, seed)
+    if folds is None or any(len(set(labels[train])) < 2 for train, _ in folds):
+        return None
+    predicted = np.empty_like(labels)
+    for train, test in folds:
+        # Shrunk, and the same for all: there are about as many dimensions as utterances.
+        classifier = LogisticRegression(C=0.01, max_iter=200, class_weight=class_weight)
+        model = make_pipeline(StandardScaler(), classifier).fit(features[train], labels[train])
+        predicted[test] = model.predict(features[test])
+    return predicted
+
+
+def label_probe(features, labels, groups=None, seed=0):
+    """Held-out accuracy of a shrunk linear probe.
+
+    A fit a fold, where :func:`speechbrain_emo.metrics.probes.linear_probe` searches the shrinkage: for comparing
+    embeddings of the same size with each other.
+
+    Arguments
+    ---------
+    features : array
+        One vector an utterance, float (N, D).
+    labels : sequence of str
+        N labels.
+    groups : sequence of str, optional
+        Speakers; held-out vectors then come from other speakers.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    float or None
+        None where a label or a group is too rare.
+
+    Example
+    -------
+    >>> label_probe(np.repeat([[0.0], [1.0]], 8, axis=0), ["a"] * 8 + ["b"] * 8)
+    1.0
+    """
+    features, labels, groups = _vectors(features, labels, groups)
+    if len(np.unique(labels)) < 2:
+        return None
+    predicted = _held_out(features, labels, groups, seed)
+    return None if predicted is None else float(accuracy_score(labels, predicted))
 
 
 def presence_probe(features, texts, groups=None, max_words=12, shares=(0.05, 0.5), seed=0):
@@ -85,15 +140,9 @@ def presence_probe(features, texts, groups=None, max_words=12, shares=(0.05, 0.5
     found = {}
     for word in sorted(usable[:max_words]):
         labels = np.array([str(word in words) for words in said])
-        folds = _splits(labels, groups, 4, seed)
-        if folds is None or any(len(set(labels[train])) < 2 for train, _ in folds):
+        predicted = _held_out(features, labels, groups, seed, "balanced")
+        if predicted is None:
             continue
-        predicted = np.empty_like(labels)
-        for train, test in folds:
-            # Shrunk: there are about as many dimensions as utterances.
-            classifier = LogisticRegression(C=0.01, max_iter=300, class_weight="balanced")
-            model = make_pipeline(StandardScaler(), classifier).fit(features[train], labels[train])
-            predicted[test] = model.predict(features[test])
         found[word] = float(balanced_accuracy_score(labels, predicted))
     mean = float(np.mean(list(found.values()))) if found else None
     return PresenceScores(mean, found, len(said))
