@@ -383,4 +383,7 @@ def step_loader(data, sampler, num_workers=0):
     -------
     torch.utils.data.DataLoader
     """
-    return DataLoader(data, batch_size=None, sampler=sampler, num_workers=num_workers)
+    # A generator of its own: an iterator draws a number when it starts, and from the global generator that would
+    # shift the dropout of a run that goes on in the middle of an epoch.
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(data, batch_size=None, sampler=sampler, num_workers=num_workers, generator=generator)

@@ -19,6 +19,7 @@ from speechbrain_emo.brains.checkpointing import JsonState, RandomState, load_mo
 from speechbrain_emo.brains.diagnoses import diagnose_epoch
 from speechbrain_emo.brains.speech_data import StepSampler, step_loader
 from speechbrain_emo.lobes.information_bottleneck import ActiveUnits, frame_mask
+from speechbrain_emo.prompts.tasks import keyed_seed
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,10 @@ class SpeechLLMBrain(sb.Brain):
                 self.progress["steps_of_phase"] = None
                 logger.info(f"Phase {position.key}: {', '.join(position.phase.groups)} train")
             self.position = position
+            if self.step == 0:
+                # Dropout: what was drawn before training, for a cache say, must not change it. A run that goes on in
+                # the middle of an epoch has its generators from the checkpoint.
+                torch.manual_seed(keyed_seed("epoch", self.seed, epoch, _world()[0]))
             plans = self._plans(position, epoch)
             if self.progress["steps_of_phase"] is None:
                 self.progress["steps_of_phase"] = len(plans) * position.phase.epochs
