@@ -340,7 +340,8 @@ def _other_contexts(records, contexts, seed):
             for k, r in records.items()
             if r["speaker"] == record["speaker"] and r["thing"] not in (last, record["thing"])
         ]
-        found[key] = [*context[:-1], rng.choice(own)]
+        if own:
+            found[key] = [*context[:-1], rng.choice(own)]
     return found
 
 
