@@ -182,7 +182,6 @@ def text_overlay(folder):
         initializer_range=0.06,
     )
     overlay = {
-        "requires": [],
         "prepare": None,
         "output_folder": str(folder / "llm_run"),
         "text_folder": str(folder / "text"),
