@@ -298,19 +298,10 @@ def complete_annotate_settings(settings):
     >>> complete_annotate_settings({"labels": ["hap", "sad"], "supervision": "weak"})["temperature"]
     1.0
     """
-    unknown = sorted(set(settings) - set(ANNOTATE_DEFAULTS))
-    if unknown:
-        raise ExportError(f"annotate has unknown keys {unknown}; allowed: {sorted(ANNOTATE_DEFAULTS)}")
-    settings = {**ANNOTATE_DEFAULTS, **settings}
+    settings = _with_defaults("annotate", settings, ANNOTATE_DEFAULTS)
     missing = [key for key in ("labels", "supervision") if not settings[key]]
     if missing:
         raise ExportError(f"annotate lacks {missing}")
-    if settings["max_duration"] is None:
-        settings["max_duration"] = ANNOTATE_DEFAULTS["max_duration"]
-    for key in ("temperature", "max_duration"):
-        value = settings[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ExportError(f"annotate.{key} is {value!r}; it must be a number above 0")
     return settings
 
 
@@ -327,6 +318,26 @@ def _replace(partial, folder):
     os.rename(partial, folder)
     if old is not None:
         shutil.rmtree(old)
+
+
+def _with_defaults(name, given, defaults):
+    """Settings of one kind with its defaults; what every kind checks alike."""
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise ExportError(f"{name} has unknown keys {unknown}; allowed: {sorted(defaults)}")
+    settings = {**defaults, **given}
+    if settings["max_duration"] is None:
+        # Without a limit one long file would take all memory.
+        settings["max_duration"] = defaults["max_duration"]
+    for key in ("temperature", "max_duration", "max_new_tokens", "num_beams"):
+        if key not in settings:
+            continue
+        value = settings[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ExportError(f"{name}.{key} is {value!r}; it must be a number above 0")
+    if "precision" in settings and settings["precision"] not in ("fp32", "fp16", "bf16"):
+        raise ExportError(f"{name}.precision is {settings['precision']!r}; allowed: fp32, fp16, bf16")
+    return settings
 
 
 def complete_settings(explain, tasks):
@@ -353,13 +364,7 @@ def complete_settings(explain, tasks):
     >>> complete_settings({"label_task": "ser"}, ["ser"])["num_beams"]
     1
     """
-    unknown = sorted(set(explain) - set(EXPLAIN_DEFAULTS))
-    if unknown:
-        raise ExportError(f"explain has unknown keys {unknown}; allowed: {sorted(EXPLAIN_DEFAULTS)}")
-    settings = {**EXPLAIN_DEFAULTS, **explain}
-    if settings["max_duration"] is None:
-        # Without a limit one long file would take all memory.
-        settings["max_duration"] = EXPLAIN_DEFAULTS["max_duration"]
+    settings = _with_defaults("explain", explain, EXPLAIN_DEFAULTS)
     if settings["label_task"] is None:
         raise ExportError("explain.label_task is null: name the task whose answer is the emotion alone")
     for key in ("label_task", "chain_task", "transcript_task"):
@@ -367,12 +372,6 @@ def complete_settings(explain, tasks):
             raise ExportError(
                 f"explain.{key} is {settings[key]!r}; the experiment has the tasks {sorted(tasks)}"
             )
-    for key in ("temperature", "max_duration", "max_new_tokens", "num_beams"):
-        value = settings[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ExportError(f"explain.{key} is {value!r}; it must be a number above 0")
-    if settings["precision"] not in ("fp32", "fp16", "bf16"):
-        raise ExportError(f"explain.precision is {settings['precision']!r}; allowed: fp32, fp16, bf16")
     if hasattr(settings["thresholds"], "to_dict"):
         settings["thresholds"] = settings["thresholds"].to_dict()
     return settings
@@ -402,24 +401,13 @@ def complete_chat_settings(chat, tasks):
     >>> complete_chat_settings({"dialogue_task": "dialogue"}, ["dialogue"])["max_duration"]
     60.0
     """
-    unknown = sorted(set(chat) - set(CHAT_DEFAULTS))
-    if unknown:
-        raise ExportError(f"chat has unknown keys {unknown}; allowed: {sorted(CHAT_DEFAULTS)}")
-    settings = {**CHAT_DEFAULTS, **chat}
-    if settings["max_duration"] is None:
-        settings["max_duration"] = CHAT_DEFAULTS["max_duration"]
+    settings = _with_defaults("chat", chat, CHAT_DEFAULTS)
     if settings["dialogue_task"] is None:
         raise ExportError("chat.dialogue_task is null: name the task that answers a dialogue")
     settings["choice_tasks"] = [str(name) for name in settings["choice_tasks"]]
     for name in (settings["dialogue_task"], settings["transcript_task"], *settings["choice_tasks"]):
         if name is not None and name not in tasks:
             raise ExportError(f"chat names the task {name!r}; the experiment has {sorted(tasks)}")
-    for key in ("max_duration", "max_new_tokens"):
-        value = settings[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ExportError(f"chat.{key} is {value!r}; it must be a number above 0")
-    if settings["precision"] not in ("fp32", "fp16", "bf16"):
-        raise ExportError(f"chat.precision is {settings['precision']!r}; allowed: fp32, fp16, bf16")
     return settings
 
 

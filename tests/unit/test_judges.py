@@ -493,7 +493,7 @@ def test_transformers_serve(tiny_judge, tmp_path):
     try:
         for _ in range(600):
             if server.poll() is not None:
-                pytest.skip(f"transformers serve ended: {(tmp_path / 'server.log').read_text()[-500:]}")
+                pytest.fail(f"transformers serve ended: {(tmp_path / 'server.log').read_text()[-500:]}")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
