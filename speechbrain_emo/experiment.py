@@ -205,6 +205,8 @@ def run_experiment(hparams_file, run_opts, overrides, command=""):
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"], hyperparams_to_save=hparams_file, overrides=overrides
     )
+    # SpeechBrain's log takes everybody's debugging lines: matplotlib writes a thousand about its fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     hparams["run"](hparams=hparams, run_opts=run_opts)
 
 

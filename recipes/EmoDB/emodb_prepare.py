@@ -97,6 +97,7 @@ def prepare_emodb(
     num_valid_speakers=2,
     holdout="speaker",
     num_sentence_groups=2,
+    valid_share=0.0,
     measure=True,
     descriptor_cache=None,
     num_workers=None,
@@ -126,6 +127,8 @@ def prepare_emodb(
     num_sentence_groups : int
         For ``speaker_and_sentence``: the ten sentences are cut into so many groups, each the test group of a
         fold. 2 makes 20 folds that train on five sentences, 5 makes 50 folds that train on eight.
+    valid_share : float
+        With ``num_valid_speakers=0``: share of the recordings of every training speaker that validates instead.
     measure : bool
         Measure descriptors (about one minute on two cores, once: see ``descriptor_cache``).
     descriptor_cache : str or pathlib.Path, optional
@@ -163,8 +166,10 @@ def prepare_emodb(
 
     def make_split(usable):
         if holdout == "speaker":
-            return leave_one_speaker_out(usable, fold, num_valid_speakers, seed)
-        return leave_one_speaker_and_sentence_out(usable, fold, num_valid_speakers, seed, num_sentence_groups)
+            return leave_one_speaker_out(usable, fold, num_valid_speakers, seed, valid_share)
+        return leave_one_speaker_and_sentence_out(
+            usable, fold, num_valid_speakers, seed, num_sentence_groups, valid_share
+        )
 
     return write_fold(
         "EmoDB",

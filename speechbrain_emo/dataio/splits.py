@@ -26,8 +26,9 @@ class Split:
         Name of the fold.
     train, valid, test : tuple of str
         Sorted ids.
-    speaker_independent : bool
-        Whether no speaker of one part occurs in another.
+    speaker_independent : bool or "test"
+        Whether no speaker of one part occurs in another; ``"test"``: no test speaker does, while training and
+        validation share theirs.
     warnings : tuple of str
         What a result file has to say about the split.
 
@@ -41,7 +42,7 @@ class Split:
     train: tuple
     valid: tuple
     test: tuple
-    speaker_independent: bool = True
+    speaker_independent: bool | str = True
     warnings: tuple = field(default=())
 
     def parts(self):
@@ -53,7 +54,7 @@ class Split:
         return {name: {key: records[key] for key in ids} for name, ids in self.parts().items()}
 
 
-def leave_one_speaker_out(records, fold, num_valid_speakers=2, seed=0):
+def leave_one_speaker_out(records, fold, num_valid_speakers=2, seed=0, valid_share=0.0):
     """Test on one speaker, validate on some of the others, train on the rest.
 
     Arguments
@@ -66,6 +67,10 @@ def leave_one_speaker_out(records, fold, num_valid_speakers=2, seed=0):
         Speakers taken from the others for validation; 0 gives an empty validation part.
     seed : int
         Which validation speakers are drawn (see :func:`choose_valid_speakers`).
+    valid_share : float
+        With ``num_valid_speakers=0``: this share of the utterances of every remaining speaker validates, the rest
+        trains. Where speakers are few, all of them are worth more in training than one is as a judge; such a
+        part can fit a temperature, but tells nothing about unseen voices.
 
     Returns
     -------
@@ -82,8 +87,11 @@ def leave_one_speaker_out(records, fold, num_valid_speakers=2, seed=0):
     >>> split = leave_one_speaker_out(records, "b", num_valid_speakers=1)
     >>> split.test, len(split.valid), len(split.train)
     (('b0', 'b1'), 2, 4)
+    >>> split = leave_one_speaker_out(records, "b", num_valid_speakers=0, valid_share=0.5)
+    >>> len(split.valid), len(split.train), split.speaker_independent
+    (3, 3, 'test')
     """
-    return _leave_group_out(records, fold, "speaker", num_valid_speakers, seed)
+    return _leave_group_out(records, fold, "speaker", num_valid_speakers, seed, valid_share)
 
 
 def leave_one_session_out(records, fold, num_valid_speakers=2, seed=0):
@@ -113,7 +121,9 @@ def leave_one_session_out(records, fold, num_valid_speakers=2, seed=0):
     return _leave_group_out(records, fold, "session", num_valid_speakers, seed)
 
 
-def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed=0, num_groups=2):
+def leave_one_speaker_and_sentence_out(
+    records, fold, num_valid_speakers=2, seed=0, num_groups=2, valid_share=0.0
+):
     """Test on sentences that no training speaker says, by a speaker who does not train.
 
     Leaving out one speaker AND one sentence at a time would need speakers x sentences trainings (100 for EmoDB),
@@ -134,6 +144,8 @@ def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed
         Which validation speakers are drawn.
     num_groups : int
         Number of sentence groups, at least 2. 2 halves the training data; more groups leave more of it.
+    valid_share : float
+        As in :func:`leave_one_speaker_out`.
 
     Returns
     -------
@@ -154,11 +166,11 @@ def leave_one_speaker_and_sentence_out(records, fold, num_valid_speakers=2, seed
         raise ValueError(f"fold {fold!r} is not one of {', '.join(folds)}")
     speaker, _, group = fold.rpartition("-")
     held_out = set(groups[int(group)])
-    by_speaker = leave_one_speaker_out(records, speaker, num_valid_speakers, seed)
+    by_speaker = leave_one_speaker_out(records, speaker, num_valid_speakers, seed, valid_share)
     test = tuple(i for i in by_speaker.test if records[i]["sentence"] in held_out)
     train = tuple(i for i in by_speaker.train if records[i]["sentence"] not in held_out)
     valid = tuple(i for i in by_speaker.valid if records[i]["sentence"] not in held_out)
-    return Split(fold, train, valid, test)
+    return Split(fold, train, valid, test, by_speaker.speaker_independent)
 
 
 def speaker_and_sentence_folds(records, num_groups=2):
@@ -307,7 +319,12 @@ def choose_valid_speakers(records, num_speakers, seed=0, key=""):
     return sorted(chosen)
 
 
-def _leave_group_out(records, fold, group, num_valid_speakers, seed):
+def _leave_group_out(records, fold, group, num_valid_speakers, seed, valid_share=0.0):
+    if not 0 <= valid_share < 1 or (valid_share and num_valid_speakers):
+        raise ValueError(
+            f"valid_share {valid_share} must be at least 0 and below 1, and 0 when speakers validate "
+            f"(num_valid_speakers is {num_valid_speakers})"
+        )
     groups = sorted({str(record[group]) for record in records.values()})
     if fold not in groups:
         raise ValueError(f"fold {fold!r} is not a {group} of the records: {', '.join(groups)}")
@@ -319,7 +336,22 @@ def _leave_group_out(records, fold, group, num_valid_speakers, seed):
         raise ValueError(
             f"{group} {fold} does not hold out its speakers: {', '.join(leaked)} also occur elsewhere"
         )
+    if valid_share:
+        valid = _share_of_each_speaker(rest, valid_share, f"{fold}/{seed}")
+        train = tuple(sorted(set(rest) - set(valid)))
+        return Split(fold, train, valid, tuple(test), "test")
     chosen = set(choose_valid_speakers(rest, num_valid_speakers, seed, key=fold))
     valid = sorted(i for i, r in rest.items() if r["speaker"] in chosen)
     train = sorted(i for i, r in rest.items() if r["speaker"] not in chosen)
     return Split(fold, tuple(train), tuple(valid), tuple(test))
+
+
+def _share_of_each_speaker(records, share, key):
+    """Sorted ids of at least one utterance, and this share, of every speaker."""
+    by_speaker = {}
+    for i in sorted(records):
+        by_speaker.setdefault(records[i]["speaker"], []).append(i)
+    drawn = []
+    for speaker, ids in by_speaker.items():
+        drawn += random.Random(f"validation share/{key}/{speaker}").sample(ids, max(1, round(share * len(ids))))
+    return tuple(sorted(drawn))

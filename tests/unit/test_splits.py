@@ -3,6 +3,7 @@ import logging
 
 import pytest
 
+from speechbrain_emo.dataio.manifest import ManifestError, validate_splits
 from speechbrain_emo.dataio.splits import (
     RANDOM_SPLIT_WARNING,
     choose_valid_speakers,
@@ -40,6 +41,38 @@ def test_leave_one_speaker_out(fold, seed):
     assert not any(a & b for a, b in itertools.combinations(parts, 2))
     assert sorted(split.train + split.valid + split.test) == sorted(records)
     assert {SPEAKERS[s] for s in parts[1]} == {"female", "male"}
+
+
+@pytest.mark.parametrize("fold", list(SPEAKERS))
+def test_a_share_of_every_speaker_validates_and_the_test_speaker_stays_unseen(fold):
+    records = corpus()
+    split = leave_one_speaker_out(records, fold, num_valid_speakers=0, seed=3, valid_share=0.2)
+    assert speakers(records, split.test) == {fold}
+    assert speakers(records, split.train) == speakers(records, split.valid) == set(SPEAKERS) - {fold}
+    assert all(sum(records[i]["speaker"] == s for i in split.valid) == 2 for s in set(SPEAKERS) - {fold})
+    assert sorted(split.train + split.valid + split.test) == sorted(records)
+    assert validate_splits(split.select(_with_audio(records)), split.speaker_independent)
+    with pytest.raises(ManifestError, match="is in train and valid"):
+        validate_splits(split.select(_with_audio(records)))
+    # Promised for the test part, and held there.
+    moved = split.select(_with_audio(records))
+    moved["valid"][split.test[0]] = moved["test"].pop(split.test[0])
+    with pytest.raises(ManifestError, match=f"speaker {fold} is in valid and test"):
+        validate_splits(moved, split.speaker_independent)
+    assert split == leave_one_speaker_out(dict(reversed(records.items())), fold, 0, 3, 0.2)
+
+
+def test_a_share_with_sentences_held_out():
+    records = corpus()
+    split = leave_one_speaker_and_sentence_out(records, "02-1", 0, num_groups=2, valid_share=0.3)
+    assert split.speaker_independent == "test" and split.valid
+    held_out = {records[i]["sentence"] for i in split.test}
+    assert not held_out & {records[i]["sentence"] for i in split.train + split.valid}
+    assert "02" not in speakers(records, split.train + split.valid)
+
+
+def _with_audio(records):
+    return {i: {**r, "wav": f"{i}.wav"} for i, r in records.items()}
 
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order():
@@ -112,6 +145,10 @@ def test_bad_arguments():
         leave_one_speaker_out(records, "07")
     with pytest.raises(ValueError, match="num_valid_speakers 5 leaves nobody to train on: there are 5"):
         leave_one_speaker_out(records, "01", num_valid_speakers=5)
+    with pytest.raises(ValueError, match=r"valid_share 0.1 .*num_valid_speakers is 1"):
+        leave_one_speaker_out(records, "01", num_valid_speakers=1, valid_share=0.1)
+    with pytest.raises(ValueError, match="valid_share 1.0"):
+        leave_one_speaker_out(records, "01", num_valid_speakers=0, valid_share=1.0)
     with pytest.raises(ValueError, match="num_groups 1"):
         sentence_groups(["a", "b"], 1)
     with pytest.raises(ValueError, match="fold '01-7' is not one of"):
