@@ -165,7 +165,8 @@ def latents(experiment):
         found = probe_latents(part["latents"], {k: part[k] for k in kinds}, part["speaker"])
         for branch, z in part["latents"].items():
             name = f"{branch}, {unit}"
-            coordinates[name] = latent_map(z)
+            with threadpool_limits(1):
+                coordinates[name] = latent_map(z)
             labels[name] = {k: part.get(k) if k in kinds else None for k in ("emotion", "speaker", "phoneme")}
             labels[name] = {k: v for k, v in labels[name].items() if v is not None}
             for kind in kinds:

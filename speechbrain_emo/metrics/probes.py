@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, silhouette_
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 __all__ = [
     "ProbeScores",
@@ -133,7 +134,8 @@ def fit_linear_probe(features, labels, groups=None, seed=0, class_weight=None):
     classifier = LogisticRegression(C=0.1, max_iter=300, class_weight=class_weight, random_state=seed)
     model = make_pipeline(StandardScaler(), classifier)
     inner = _splits(labels, groups, 3, seed)
-    with warnings.catch_warnings():
+    # One thread: the fits are small, and BLAS threads that wait for one another beside another process cost minutes.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # Few iterations are enough for a diagnosis, and large C on separable data never converges.
         warnings.simplefilter("ignore", ConvergenceWarning)
         if inner is None or any(len(np.unique(labels[train])) < 2 for train, _ in inner):
