@@ -550,6 +550,7 @@ def text_records(num, seed, exclude=()):
 
 
 def prepare_dialogue_text(
+    data_folder,
     manifest_folder,
     save_folder,
     llm_folder,
@@ -564,6 +565,8 @@ def prepare_dialogue_text(
 
     Arguments
     ---------
+    data_folder : str
+        The spoken corpus, made first where it is missing.
     manifest_folder : str
         Manifests of the spoken corpus, whose valid and test sentences are kept out.
     save_folder : str
@@ -580,12 +583,8 @@ def prepare_dialogue_text(
         Of the draw and the initial weights.
     model : dict, optional
         Sizes of the model: keywords of ``build_tiny_llm``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the spoken corpus is not there.
     """
+    prepare_demo_dialogue(data_folder, manifest_folder)
     wordings = [str(w) for w in wordings]
     wanted = json.dumps(
         [VERSION, num_train, num_valid, vocab_size, seed, wordings, dict(model or {})], sort_keys=True
@@ -596,10 +595,6 @@ def prepare_dialogue_text(
     exclude = []
     for split in ("valid", "test"):
         path = Path(manifest_folder) / f"{split}.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: prepare the corpus first (hparams/demo_whisper.yaml)"
-            )
         exclude += [r["transcript"] for r in json.loads(path.read_text(encoding="utf-8")).values()]
     records = list(text_records(num_train + num_valid, seed, exclude).items())
     Path(save_folder).mkdir(parents=True, exist_ok=True)
