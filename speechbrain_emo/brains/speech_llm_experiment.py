@@ -90,14 +90,16 @@ class SpeechLLMExperiment:
                 "input_size": self.encoder.hidden_size,
                 "llm_size": self.llm.hidden_size,
             }
-            takes = inspect.signature(hparams["front_end"].func).parameters
-            if "output_scale" in takes and "output_scale" not in hparams["front_end"].keywords:
+            # A partial, or the class itself where the YAML gives it no argument.
+            build = hparams["front_end"]
+            given = getattr(build, "keywords", {})
+            if "output_scale" in inspect.signature(build).parameters and "output_scale" not in given:
                 # Pseudo-embeddings start as large as the embeddings that the language model knows.
                 weight = self.llm.causal_lm.get_input_embeddings().weight
                 self.front_end_arguments["output_scale"] = float(
                     weight.detach().float().square().mean().sqrt()
                 )
-            front_end = hparams["front_end"](**self.front_end_arguments)
+            front_end = build(**self.front_end_arguments)
         live = self.encoder if self.cache is None else None
         self.model = SpeechLanguageModel(self.llm, front_end, live)
         kinds = front_end.slot_kinds if front_end is not None else hparams["slot_kinds"]
@@ -582,6 +584,8 @@ def plain_hparams(hparams):
             return value
         if hasattr(value, "func") and hasattr(value, "keywords"):
             return {value.func.__qualname__: plain(dict(value.keywords))}
+        if isinstance(value, type):  # What `!name:` makes of a class without arguments.
+            return {value.__qualname__: {}}
         return type(value).__qualname__
 
     return {k: plain(v) for k, v in hparams.items() if not k.startswith("__")}
@@ -611,6 +615,11 @@ def run_speech_llm(hparams, run_opts):
             f"{output_folder} holds a finished run with other settings: choose another output_folder (or another "
             "--experiment), or remove the folder"
         )
+    if hparams.get("evaluation"):
+        from speechbrain_emo.inference.export import check_factories
+
+        # The run ends in an export: hours before it, not after them, it is told that a class is not listed.
+        check_factories({n: hparams[n] for n in ("encoder", "llm", "front_end")})
     experiment = SpeechLLMExperiment(hparams, run_opts)
     experiment.train()
     if hparams.get("llm_folder"):

@@ -156,7 +156,7 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
     encoder = model.encoder
     if encoder is None:  # All features came from the cache.
         encoder = factories["encoder"]()
-    arguments = {name: _arguments(name, factories[name]) for name in ("encoder", "llm", "front_end")}
+    arguments = check_factories({name: factories[name] for name in ("encoder", "llm", "front_end")})
     front = arguments["front_end"][1]
     derived = {
         "num_layers": encoder.num_layers,
@@ -415,6 +415,33 @@ def _named_tasks(settings):
     """Names of the tasks that settings of either kind ask for."""
     single = ("label_task", "chain_task", "transcript_task", "dialogue_task")
     return {settings.get(key) for key in single} - {None} | set(settings.get("choice_tasks") or ())
+
+
+def check_factories(factories):
+    """See that inference may construct what an experiment names, before anything is built or trained.
+
+    Arguments
+    ---------
+    factories : mapping of str to functools.partial or type
+        As ``!name:`` makes them: ``encoder``, ``llm`` and ``front_end``.
+
+    Returns
+    -------
+    dict of str to tuple
+        Name -> (dotted class name, keyword arguments as plain data).
+
+    Raises
+    ------
+    ExportError
+        If a class is not in ``ALLOWED_CLASSES``, or an argument is no plain data.
+
+    Example
+    -------
+    >>> from speechbrain_emo.lobes.vib_front_end import VIBFrontEnd
+    >>> check_factories({"front_end": functools.partial(VIBFrontEnd, stack=5)})
+    {'front_end': ('speechbrain_emo.lobes.vib_front_end.VIBFrontEnd', {'stack': 5})}
+    """
+    return {name: _arguments(name, factory) for name, factory in factories.items()}
 
 
 def _arguments(name, factory):

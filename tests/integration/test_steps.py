@@ -6,7 +6,7 @@ import torch
 import toy
 import yaml
 
-from speechbrain_emo.brains.speech_llm_experiment import SpeechLLMExperiment
+from speechbrain_emo.brains.speech_llm_experiment import SpeechLLMExperiment, plain_hparams
 from speechbrain_emo.experiment import _load, merge_overrides
 
 pytestmark = pytest.mark.integration
@@ -97,3 +97,14 @@ def test_unknown_phase_group_is_refused_before_training(files):
     phase = {**PHASE, "train": ["front_end.voice"]}
     with pytest.raises(ValueError, match="unknown groups"):
         experiment(files, "wrong", phases=[phase], cycles=1)
+
+
+def test_a_front_end_may_have_no_argument_in_the_yaml(files):
+    """`!name:Class {}` is the class itself, not a partial of it."""
+    folder, overlay = files
+    hparams = _load(toy.REPOSITORY / "hparams" / "demo_ib.yaml", merge_overrides([overlay], ""))
+    build = hparams["front_end"].func
+    changes = {"front_end": build, "output_folder": str(folder / "bare")}
+    run = SpeechLLMExperiment({**hparams, **changes}, {"device": "cpu"})
+    assert type(run.model.front_end) is build and run.front_end_arguments["output_scale"] > 0
+    assert plain_hparams({"front_end": build}) == {"front_end": {"VIBFrontEnd": {}}}

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from speechbrain_emo.brains.explainer import Explainer
 from speechbrain_emo.brains.speech_language_model import AudioBatch
+from speechbrain_emo.brains.speech_llm_experiment import run_speech_llm
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.inference import EmotionExplainer, export
 from speechbrain_emo.inference.export import ExportError, export_model
@@ -224,6 +225,14 @@ def test_parts_that_inference_may_not_construct_are_refused(system, tmp_path):
     factories = {**system.factories, "llm": partial(system.factories["llm"], lora=object())}
     with pytest.raises(ExportError, match=r"llm\.lora is a object"):
         run_export(system, tmp_path / "model", factories=factories)
+
+
+def test_a_class_that_is_not_listed_is_told_before_training(system, tmp_path):
+    parts = {**system.factories, "front_end": torch.nn.Linear}
+    hparams = {"output_folder": str(tmp_path / "run"), "evaluation": {"label_task": "label"}, **parts}
+    with pytest.raises(ExportError, match="front_end is made by torch.nn.*ALLOWED_CLASSES"):
+        run_speech_llm(hparams, {"device": "cpu"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_pickled_backbones_are_refused(tmp_path):
