@@ -353,5 +353,7 @@ def _share_of_each_speaker(records, share, key):
         by_speaker.setdefault(records[i]["speaker"], []).append(i)
     drawn = []
     for speaker, ids in by_speaker.items():
-        drawn += random.Random(f"validation share/{key}/{speaker}").sample(ids, max(1, round(share * len(ids))))
+        drawn += random.Random(f"validation share/{key}/{speaker}").sample(
+            ids, max(1, round(share * len(ids)))
+        )
     return tuple(sorted(drawn))
