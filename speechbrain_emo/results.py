@@ -19,6 +19,7 @@ number can be checked, and pooled over folds, without the model. Keys of a predi
 | ``baseline_descriptors`` | object, optional | condition -> field -> value |
 | ``generated`` | str or null | freely generated label |
 | ``unparsable`` | bool | the generated answer holds no allowed label |
+| ``answered`` | object, optional | condition -> whether the probability reaches the threshold of abstention |
 | ``duration`` | float, optional | seconds |
 
 Conditions of ``scores``: ``speech`` (label asked for directly: label|speech), ``own_chain`` (after the
@@ -39,6 +40,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speechbrain_emo.metrics.abstention import risk_coverage
 from speechbrain_emo.metrics.asr import word_errors
 from speechbrain_emo.metrics.calibration import calibration_scores, label_probabilities
 from speechbrain_emo.metrics.classification import classification_scores, fold_spread, speaker_interval
@@ -375,11 +377,19 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
             **options,
         )
         chosen_temperature = _temperature(temperature, condition)
+        probabilities = np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in chosen])
         calibration = calibration_scores(
-            np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in chosen]),
-            np.array([list(labels).index(p["emotion"]) for p in chosen]),
+            probabilities, np.array([list(labels).index(p["emotion"]) for p in chosen])
         )
         values.update(ece=calibration.ece, brier=calibration.brier, nll=calibration.nll)
+        correct = np.array([label == p["emotion"] for label, p in zip(predicted, chosen)])
+        curve = risk_coverage(probabilities.max(1), correct)
+        values.update(aurc=curve.area, aurc_best=curve.best_area)
+        answered = [(p.get("answered") or {}).get(condition) for p in chosen]
+        if None not in answered:
+            answered = np.array(answered, dtype=bool)
+            values["coverage"] = float(answered.mean())
+            values["selective_risk"] = float((~correct[answered]).mean()) if answered.any() else None
         if chosen_temperature is not None:
             values["temperature"] = float(chosen_temperature)
         metrics.update({f"{prefix}.ser.{condition}.{name}": value for name, value in values.items()})

@@ -139,6 +139,8 @@ def build(folder):
             "check_batch": 3,
             "interventions": 8,
             "baselines": [],
+            # Tones are no voices, and measuring starts processes.
+            "measure": 0,
         },
     }
     path = folder / "overlay.yaml"
@@ -243,6 +245,8 @@ def learning_overlay(folder):
             "check_batch": 4,
             "interventions": 64,
             "baselines": [],
+            # Tones are no voices, and measuring starts processes.
+            "measure": 0,
         },
     }
     path = folder / "learning_overlay.yaml"

@@ -254,7 +254,7 @@ def test_unreadable_answers_are_warnings_not_failures(explainer, monkeypatch):
 
 
 def test_sentence_without_measurements():
-    assert compose_sentence("sad", 1.0, {"gender": "female", "pitch": "low", "speed": None}, {}) == (
+    assert compose_sentence("sad (100 %)", {"gender": "female", "pitch": "low", "speed": None}, {}) == (
         "Sounds sad (100 %): female voice, low pitch."
     )
 
