@@ -7,7 +7,6 @@ import argparse
 import json
 import sys
 import warnings
-from pathlib import Path
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 COMMANDS = ("calibrate", "timeline", "verify", "report", "listen")
@@ -98,7 +97,9 @@ def _add_calibrate(commands, example, program):
         "--measure", type=_count, default=600, metavar="N", help="training recordings; 0: none (default: 600)"
     )
     calibrate.add_argument("--manifest", metavar="JSON", help="training manifest (default: the run's own)")
-    calibrate.add_argument("--data_root", metavar="DIR", help="what {data_root} stands for (default: the run's)")
+    calibrate.add_argument(
+        "--data_root", metavar="DIR", help="what {data_root} stands for (default: the run's)"
+    )
     calibrate.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -116,14 +117,18 @@ def _add_timeline(commands, example, program):
         ),
     )
     timeline.add_argument("files", nargs="+", metavar="FILE", help="audio file")
-    timeline.add_argument("--model", required=True, metavar="DIR", help="folder of a training or an exported model")
+    timeline.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a training or an exported model"
+    )
     timeline.add_argument("--out", required=True, metavar="DIR", help="where the results go")
     timeline.add_argument("--window", type=_seconds, default=3.0, metavar="S", help="seconds (default: 3)")
     timeline.add_argument("--hop", type=_seconds, default=1.0, metavar="S", help="seconds (default: 1)")
     timeline.add_argument(
         "--switch_cost", type=_cost, default=1.0, metavar="NATS", help="of a change; 0: none (default: 1)"
     )
-    timeline.add_argument("--batch_size", type=_positive, default=16, metavar="N", help="windows (default: 16)")
+    timeline.add_argument(
+        "--batch_size", type=_positive, default=16, metavar="N", help="windows (default: 16)"
+    )
     timeline.add_argument("--json", action="store_true", help="one JSON object a file, a line each")
     _add_device(timeline)
 
@@ -143,7 +148,9 @@ def _add_verify(commands, example, program):
         ),
     )
     verify.add_argument("manifest", metavar="MANIFEST", help="JSON of records with their emotions")
-    verify.add_argument("--model", required=True, metavar="DIR", help="folder of a training or an exported model")
+    verify.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a training or an exported model"
+    )
     verify.add_argument("--out", required=True, metavar="DIR", help="where the results go")
     verify.add_argument("--data_root", metavar="DIR", help="what {data_root} stands for in the manifest")
     verify.add_argument(
@@ -152,7 +159,11 @@ def _add_verify(commands, example, program):
         help="some of faithfulness,shifts,robustness,prefix (default: what model and manifest allow)",
     )
     verify.add_argument(
-        "--limit", type=_count, default=100, metavar="N", help="recordings, evenly spread; 0: all (default: 100)"
+        "--limit",
+        type=_count,
+        default=100,
+        metavar="N",
+        help="recordings, evenly spread; 0: all (default: 100)",
     )
     verify.add_argument("--batch_size", type=_positive, default=16, metavar="N", help="(default: 16)")
     verify.add_argument("--json", action="store_true", help="the metrics as one JSON object")
@@ -175,7 +186,11 @@ def _add_report(commands, example, program):
     report.add_argument("--out", metavar="HTML", help="default: report.html in the folder")
     report.add_argument("--mistakes", type=_count, default=12, metavar="N", help="most of them (default: 12)")
     report.add_argument(
-        "--max_megabytes", type=_number(0.1, 500, "a number of 0.1 to 500"), default=8.0, metavar="MB", help="of audio (default: 8)"
+        "--max_megabytes",
+        type=_number(0.1, 500, "a number of 0.1 to 500"),
+        default=8.0,
+        metavar="MB",
+        help="of audio (default: 8)",
     )
     report.add_argument("--no_audio", action="store_true", help="no players")
     report.add_argument("--data_root", metavar="DIR", help="where the recordings are (default: the run's)")
@@ -203,9 +218,15 @@ def _add_listen(commands, example, program):
     make.add_argument("folder", metavar="FOLDER", help="SYSTEM/ITEM.wav")
     make.add_argument("questions", metavar="YAML", help="see docs/listening.md")
     make.add_argument("--out", required=True, metavar="HTML", help="page to write")
-    make.add_argument("--seed", type=_count, default=0, metavar="N", help="of the choice of trials (default: 0)")
     make.add_argument(
-        "--max_megabytes", type=_number(0.1, 500, "a number of 0.1 to 500"), default=60.0, metavar="MB", help="of the page (default: 60)"
+        "--seed", type=_count, default=0, metavar="N", help="of the choice of trials (default: 0)"
+    )
+    make.add_argument(
+        "--max_megabytes",
+        type=_number(0.1, 500, "a number of 0.1 to 500"),
+        default=60.0,
+        metavar="MB",
+        help="of the page (default: 60)",
     )
     score = verbs.add_parser(
         "score",
@@ -214,7 +235,11 @@ def _add_listen(commands, example, program):
     )
     score.add_argument("answers", nargs="+", metavar="JSON", help="saved by the page, one a rater")
     score.add_argument(
-        "--allowed_misses", type=_count, default=0, metavar="N", help="catch trials a rater may miss (default: 0)"
+        "--allowed_misses",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="catch trials a rater may miss (default: 0)",
     )
     score.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -274,7 +299,12 @@ def _calibrate(options):
 
     try:
         done = recalibrate(
-            options.folder, options.risk, options.measure, options.manifest, options.data_root, sys.stderr.isatty()
+            options.folder,
+            options.risk,
+            options.measure,
+            options.manifest,
+            options.data_root,
+            sys.stderr.isatty(),
         )
     except (ValueError, OSError, KeyError) as error:
         return _fail(f"{options.folder}: {error}")
@@ -284,7 +314,9 @@ def _calibrate(options):
         for condition, temperature in done.temperatures.items():
             print(f"temperature of {condition}: {temperature:.3f}")
         risk = "nothing" if done.risk is None else f"{done.risk:.1%} errors among it"
-        print(f"abstains below {done.abstain_below:.3f}; on the test part: answers {done.coverage:.1%}, {risk}")
+        print(
+            f"abstains below {done.abstain_below:.3f}; on the test part: answers {done.coverage:.1%}, {risk}"
+        )
         if done.num_measured is not None:
             print(f"{done.num_measured} training recordings measured")
     if not done.reached:
@@ -350,7 +382,8 @@ def _verify(options):
             parts = [part.strip() for part in options.parts.split(",")]
         else:
             able = {
-                "faithfulness": explainer.thresholds is not None and explainer.explainer.chain_task is not None,
+                "faithfulness": explainer.thresholds is not None
+                and explainer.explainer.chain_task is not None,
                 "shifts": explainer.explainer.chain_task is not None,
                 "robustness": True,
                 "prefix": explainer.explainer.chain_task is not None
@@ -426,10 +459,14 @@ def _listen_make(options):
     from speechbrain_emo.listening import make_test
 
     try:
-        made = make_test(options.folder, options.questions, options.out, options.seed, options.max_megabytes * 1e6)
+        made = make_test(
+            options.folder, options.questions, options.out, options.seed, options.max_megabytes * 1e6
+        )
     except (ValueError, OSError) as error:
         return _fail(str(error))
-    print(f"{made.path}: {made.num_trials} trials, {made.num_recordings} recordings, {made.num_bytes / 1e6:.1f} MB")
+    print(
+        f"{made.path}: {made.num_trials} trials, {made.num_recordings} recordings, {made.num_bytes / 1e6:.1f} MB"
+    )
     return OK
 
 

@@ -594,7 +594,9 @@ def plot_risk_coverage(curves, path, points=None, title="Errors among what is an
         axes.plot(curve.coverage, curve.risk, color=colour, label=f"{name} (area {curve.area:.3f})")
         if points and points.get(name) is not None and points[name][1] is not None:
             axes.plot(*points[name], "o", color=colour, markersize=8)
-            axes.annotate("chosen on validation", points[name], (6, -12), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                "chosen on validation", points[name], (6, -12), textcoords="offset points", fontsize=7
+            )
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("coverage: share of utterances that are answered")
@@ -668,7 +670,9 @@ def plot_explanation(samples, sample_rate, curves, summary, path):
     f0.plot(curves["f0_times"], curves["f0"], ".", color=COLOURS[0], markersize=4)
     if summary.get("f0_edges"):
         f0.axhspan(*summary["f0_edges"], color=COLOURS[2], alpha=0.15, linewidth=0)
-        f0.text(duration, sum(summary["f0_edges"]) / 2, "normal in training", fontsize=7, ha="right", va="center")
+        f0.text(
+            duration, sum(summary["f0_edges"]) / 2, "normal in training", fontsize=7, ha="right", va="center"
+        )
     f0.set_ylabel("F0 (Hz)")
     floor = max(float(curves["level"].max(initial=-200.0)) - 70, -120.0)
     level.plot(curves["level_times"], np.maximum(curves["level"], floor), color=COLOURS[1], linewidth=1.2)
@@ -770,7 +774,9 @@ def plot_timeline(times, probabilities, labels, segments, levels, path, title="E
     axes[0].set_ylabel("emotion")
     middles = (times[:-1] + times[1:]) / 2 / scale
     shown = np.where(np.isnan(probabilities), 0.0, probabilities)
-    axes[1].stackplot(middles, shown.T, colors=[colours[x] for x in labels], labels=labels, step="mid", linewidth=0)
+    axes[1].stackplot(
+        middles, shown.T, colors=[colours[x] for x in labels], labels=labels, step="mid", linewidth=0
+    )
     axes[1].set_ylim(0, 1)
     axes[1].set_ylabel("probability")
     axes[2].step(middles, np.maximum(levels, -80), where="mid", color="0.25", linewidth=0.8)

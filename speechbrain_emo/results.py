@@ -56,6 +56,7 @@ __all__ = [
     "RANDOM_SPLIT_WARNING",
     "comparison_rows",
     "compute_results",
+    "format_cell",
     "format_table",
     "git_commit",
     "pool_folds",
@@ -1068,7 +1069,25 @@ def result_rows(metrics, split="test"):
     return rows
 
 
-def _cell(value, decimals):
+def format_cell(value, decimals=3):
+    """A cell of a table as text.
+
+    Arguments
+    ---------
+    value : object
+        Number, text, pair (an interval), ``{"mean", "std"}`` or None (an empty cell).
+    decimals : int
+        Of numbers with a fraction.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> format_cell(0.5), format_cell((0.1, 0.2)), format_cell(None)
+    ('0.500', '0.100–0.200', '')
+    """
     if value is None:
         return ""
     if isinstance(value, dict) and "mean" in value:
@@ -1076,8 +1095,8 @@ def _cell(value, decimals):
         return text if value.get("std") is None else f"{text} ± {value['std']:.{decimals}f}"
     if isinstance(value, (tuple, list)):
         if len(value) == 2:
-            return "–".join(_cell(v, decimals) for v in value)
-        return "/".join(_cell(v, 1) if isinstance(v, dict) else str(v) for v in value)
+            return "–".join(format_cell(v, decimals) for v in value)
+        return "/".join(format_cell(v, 1) if isinstance(v, dict) else str(v) for v in value)
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, numbers.Integral):
@@ -1124,7 +1143,7 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(c), decimals) for c in columns] for row in rows]
+    cells = [[format_cell(row.get(c), decimals) for c in columns] for row in rows]
     if style == "markdown":
         cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     textual = [any(isinstance(row.get(c), str) for row in rows) for c in columns]

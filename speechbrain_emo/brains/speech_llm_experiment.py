@@ -395,7 +395,9 @@ class SpeechLLMExperiment:
         self.abstain_below = 0.0
         risk = settings.get("abstain_risk", ABSTAIN_RISK)
         if risk:
-            self.abstain_below = fit_abstention(valid, labels, headline, temperature[headline], risk).threshold
+            self.abstain_below = fit_abstention(
+                valid, labels, headline, temperature[headline], risk
+            ).threshold
         lines = self.predict("test")
         for line in lines:
             line["probabilities"] = {

@@ -1,4 +1,4 @@
-"""Known changes of a recording: the shifts that ask whether a description follows, the faults that ask what it survives.
+"""Known changes of a recording: shifts that a description should follow, faults it should survive.
 
 Shifts: pitch +-4 semitones, speed x1.25 and x0.8 (both librosa's phase vocoder: McFee et al. 2015, "librosa: Audio
 and music signal analysis in Python"), gain +-6 dB. Faults: white noise at a signal-to-noise ratio, reverberation with

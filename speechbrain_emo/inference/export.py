@@ -379,7 +379,9 @@ def complete_settings(explain, tasks):
     if isinstance(below, bool) or not isinstance(below, (int, float)) or not 0 <= below <= 1:
         raise ExportError(f"explain.abstain_below is {below!r}; it must be a probability from 0 to 1")
     direct = settings["speech_temperature"]
-    if direct is not None and (isinstance(direct, bool) or not isinstance(direct, (int, float)) or direct <= 0):
+    if direct is not None and (
+        isinstance(direct, bool) or not isinstance(direct, (int, float)) or direct <= 0
+    ):
         raise ExportError(f"explain.speech_temperature is {direct!r}; it must be null or a number above 0")
     if hasattr(settings["thresholds"], "to_dict"):
         settings["thresholds"] = settings["thresholds"].to_dict()

@@ -165,7 +165,9 @@ def make_timeline(
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}: give a positive number of seconds")
     if hop > window:
-        raise ValueError(f"hop is {hop:g} s, window {window:g} s: what lies between windows would not be heard")
+        raise ValueError(
+            f"hop is {hop:g} s, window {window:g} s: what lies between windows would not be heard"
+        )
     if not switch_cost >= 0:
         raise ValueError(f"switch_cost is {switch_cost}: give 0 or more")
     if batch_size < 1:
@@ -192,7 +194,11 @@ def make_timeline(
     begun, before, already = time.monotonic(), _peak_memory(), len(rows)
     with open(state, "a", encoding="utf-8") as stream:
         bar = tqdm(
-            total=len(starts), initial=already, desc="timeline", unit="window", disable=None if progress is None else not progress
+            total=len(starts),
+            initial=already,
+            desc="timeline",
+            unit="window",
+            disable=None if progress is None else not progress,
         )
         with bar:
             for first in range(already, len(starts), batch_size):
@@ -228,7 +234,9 @@ def make_timeline(
         [round(float(v), 2) for v in levels],
         run,
     )
-    write_text_atomically(folder / f"{path.stem}.json", json.dumps(timeline.to_dict(), ensure_ascii=False) + "\n")
+    write_text_atomically(
+        folder / f"{path.stem}.json", json.dumps(timeline.to_dict(), ensure_ascii=False) + "\n"
+    )
     write_text_atomically(folder / f"{path.stem}.rttm", timeline.to_rttm())
     plot_timeline(
         times,
@@ -334,7 +342,8 @@ def _score(explainer, path, info, starts, window, hop):
     """Label scores of some windows, and the level of the first hop of each."""
     width = round(window * info.sample_rate)
     waveforms = [
-        load_audio(path, explainer.sample_rate, start, min(start + width, info.num_samples)) for start in starts
+        load_audio(path, explainer.sample_rate, start, min(start + width, info.num_samples))
+        for start in starts
     ]
     padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
     audio = AudioBatch(torch.tensor([len(w) for w in waveforms]), waveforms=padded).to(explainer.device)

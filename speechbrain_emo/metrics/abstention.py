@@ -168,7 +168,9 @@ def choose_threshold(confidence, correct, risk=0.1, delta=0.1, min_coverage=0.1)
     curve = risk_coverage(confidence, correct)
     answered = np.rint(curve.coverage * len(np.asarray(correct).reshape(-1)))
     errors = np.rint(curve.risk * answered)
-    bounds = np.where(errors < answered, beta.ppf(1 - delta, errors + 1, np.maximum(answered - errors, 1)), 1.0)
+    bounds = np.where(
+        errors < answered, beta.ppf(1 - delta, errors + 1, np.maximum(answered - errors, 1)), 1.0
+    )
     allowed = curve.coverage >= min_coverage
     good = np.flatnonzero(allowed & (bounds <= risk))
     usable = np.flatnonzero(allowed)
