@@ -71,7 +71,8 @@ def make_test(folder, questions, out, seed=0, max_bytes=60e6):
     questions : str, pathlib.Path or mapping
         YAML file, or its content: ``title``, ``instructions``, ``questions`` (list of ``name``, ``kind``,
         ``question`` and, by kind, ``labels``, ``systems``, ``reference``, ``descriptions``, ``tie``, ``most``),
-        ``anchors`` (systems), ``catch`` (list of ``question``, ``file`` or ``a`` and ``b``, ``expected``).
+        ``anchors`` (systems), ``catch`` (list of ``question``, ``file`` or ``a`` and ``b``, ``expected``). Without
+        ``systems`` a question is about every folder that holds no catch trial.
     out : str or pathlib.Path
         HTML file.
     seed : int
@@ -107,7 +108,11 @@ def make_test(folder, questions, out, seed=0, max_bytes=60e6):
             audio.append(audio_uri(waveform, _RATE))
         return indices[path]
 
+    # A folder that holds catch trials is no system, unless a question names it.
+    keys = ("file", "a", "b", "reference")
+    apart = {Path(str(c[k])).parts[0] for c in plan["catch"] if isinstance(c, dict) for k in keys if c.get(k)}
     for question in plan["questions"]:
+        question.setdefault("systems", [name for name in sorted(systems) if name not in apart])
         chosen = _trials(question, systems, folder, np.random.default_rng([seed, len(trials)]))
         trials += [{**trial, "audio": [use(p) for p in trial["audio"]]} for trial in chosen]
     names = {q["name"]: q for q in plan["questions"]}
@@ -254,7 +259,7 @@ def _trials(question, systems, folder, rng):
             add(path.stem, [path.parent.name], [path], str(descriptions[name]))
     else:
         reference = str(question["reference"]) if kind == "dmos" else None
-        wanted = [str(n) for n in question.get("systems") or sorted(systems)]
+        wanted = [str(n) for n in question["systems"]]
         items = sorted({item for name in wanted for item in _of(systems, name, question)})
         # The same items for every system, so that means compare like with like.
         for item in _some(items, question, rng):
@@ -283,6 +288,8 @@ def _some(items, question, rng):
 def _catch(catch, number, questions, folder, use):
     """A trial whose answer is known."""
     where = f"catch trial {number + 1}"
+    if not isinstance(catch, dict):
+        raise ValueError(f"{where} is no mapping")
     _known(catch, _CATCH_KEYS, where)
     question = questions.get(catch.get("question"))
     if question is None:

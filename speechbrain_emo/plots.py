@@ -685,7 +685,9 @@ def plot_explanation(samples, sample_rate, curves, summary, path):
     ranked = sorted(summary["probabilities"].items(), key=lambda item: item[1])
     bars.barh([name for name, _ in ranked], [p for _, p in ranked], color=COLOURS[0])
     for i, (_, p) in enumerate(ranked):
-        bars.text(min(p + 0.02, 0.86), i, f"{100 * p:.0f} %", va="center", fontsize=9)
+        inside = p > 0.8
+        place = {"ha": "right", "color": "white"} if inside else {"ha": "left"}
+        bars.text(p - 0.02 if inside else p + 0.02, i, f"{100 * p:.0f} %", va="center", fontsize=9, **place)
     bars.set_xlim(0, 1)
     bars.set_xlabel("probability")
     table = figure.add_subplot(grid[3, :])
