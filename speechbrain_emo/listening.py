@@ -72,7 +72,7 @@ def make_test(folder, questions, out, seed=0, max_bytes=60e6):
         YAML file, or its content: ``title``, ``instructions``, ``questions`` (list of ``name``, ``kind``,
         ``question`` and, by kind, ``labels``, ``systems``, ``reference``, ``descriptions``, ``tie``, ``most``),
         ``anchors`` (systems), ``catch`` (list of ``question``, ``file`` or ``a`` and ``b``, ``expected``). Without
-        ``systems`` a question is about every folder that holds no catch trial.
+        ``systems`` a question is about every folder but those of catch trials alone.
     out : str or pathlib.Path
         HTML file.
     seed : int
@@ -108,11 +108,12 @@ def make_test(folder, questions, out, seed=0, max_bytes=60e6):
             audio.append(audio_uri(waveform, _RATE))
         return indices[path]
 
-    # A folder that holds catch trials is no system, unless a question names it.
+    # A folder of catch trials alone is no system, unless a question names it.
     keys = ("file", "a", "b", "reference")
-    apart = {Path(str(c[k])).parts[0] for c in plan["catch"] if isinstance(c, dict) for k in keys if c.get(k)}
+    used = {folder / str(c[k]) for c in plan["catch"] if isinstance(c, dict) for k in keys if c.get(k)}
+    rated = [name for name, items in sorted(systems.items()) if not set(items.values()) <= used]
     for question in plan["questions"]:
-        question.setdefault("systems", [name for name in sorted(systems) if name not in apart])
+        question.setdefault("systems", rated)
         chosen = _trials(question, systems, folder, np.random.default_rng([seed, len(trials)]))
         trials += [{**trial, "audio": [use(p) for p in trial["audio"]]} for trial in chosen]
     names = {q["name"]: q for q in plan["questions"]}
