@@ -1,10 +1,11 @@
 """Known changes of a recording: shifts that a description should follow, faults it should survive.
 
 Shifts: pitch +-4 semitones, speed x1.25 and x0.8 (both librosa's phase vocoder: McFee et al. 2015, "librosa: Audio
-and music signal analysis in Python"), gain +-6 dB. Faults: white noise at a signal-to-noise ratio, reverberation with
-an exponentially decaying room of 0.5 s (SpeechBrain's ``reverberate``), a telephone (8 kHz, 300 to 3400 Hz, 8-bit
-mu-law as in ITU-T G.711), gain with clipping at full scale. SpeechBrain's ``CodecAugment`` needs a part of torchaudio
-that is gone. What is random is drawn from a seed of the caller's: the same recording gets the same noise in every run.
+and music signal analysis in Python"; the level is restored), gain +-6 dB. Faults: white noise at a signal-to-noise
+ratio, reverberation with an exponentially decaying room of 0.5 s (SpeechBrain's ``reverberate``), a telephone (8 kHz,
+300 to 3400 Hz, 8-bit mu-law as in ITU-T G.711), gain with clipping at full scale. SpeechBrain's ``CodecAugment`` needs
+a part of torchaudio that is gone. What is random is drawn from a seed of the caller's: the same recording gets the same
+noise in every run.
 """
 
 import librosa
@@ -77,9 +78,10 @@ def change_audio(waveform, sample_rate, change, seed=0):
         return waveform
     if change in _SEMITONES:
         shifted = librosa.effects.pitch_shift(waveform.numpy(), sr=sample_rate, n_steps=_SEMITONES[change])
-        return torch.from_numpy(shifted).float()
+        return _as_loud(torch.from_numpy(shifted).float(), waveform)
     if change in _RATES:
-        return torch.from_numpy(librosa.effects.time_stretch(waveform.numpy(), rate=_RATES[change])).float()
+        stretched = librosa.effects.time_stretch(waveform.numpy(), rate=_RATES[change])
+        return _as_loud(torch.from_numpy(stretched).float(), waveform)
     if change in _DECIBELS:
         louder = waveform * 10 ** (_DECIBELS[change] / 20)
         # The shifts stay linear, so that nothing but the level changes.
@@ -91,10 +93,12 @@ def change_audio(waveform, sample_rate, change, seed=0):
     if change == "reverb":
         return _reverberated(waveform, sample_rate, generator)
     if change == "telephone":
-        narrow = F.resample(waveform, sample_rate, 8000)
+        # The default filter of 6 zero crossings lets images through above 4 kHz.
+        narrow = F.resample(waveform, sample_rate, 8000, lowpass_filter_width=64)
         narrow = F.lowpass_biquad(F.highpass_biquad(narrow, 8000, 300.0), 8000, 3400.0).clamp(-1, 1)
         narrow = F.mu_law_decoding(F.mu_law_encoding(narrow, 256), 256)
-        return _as_long(F.resample(narrow, 8000, sample_rate), len(waveform))
+        wide = F.resample(narrow, 8000, sample_rate, lowpass_filter_width=64)
+        return _as_long(wide, len(waveform))
     raise ValueError(f"change is {change!r}; allowed: {', '.join([*SHIFTS, *FAULTS])}")
 
 
@@ -109,6 +113,12 @@ def _reverberated(waveform, sample_rate, generator):
     tail[0] = 1.0
     # SpeechBrain moves the largest tap, the direct path, to the first place and keeps the mean amplitude.
     return _as_long(reverberate(waveform[None].clone(), tail[None], rescale_amp="avg")[0], len(waveform))
+
+
+def _as_loud(changed, original):
+    """At the level of the original: a phase vocoder takes several dB away, and volume must not move with pitch."""
+    level = changed.square().mean().sqrt()
+    return changed if level == 0 else changed * (original.square().mean().sqrt() / level)
 
 
 def _as_long(waveform, length):

@@ -191,6 +191,10 @@ def make_timeline(
         "labels": explainer.labels,
     }
     rows = _read_state(state, head)
+    # Whole batches, so that rounding is the same as without an interrupt.
+    if len(rows) < len(starts):
+        rows = rows[: len(rows) // batch_size * batch_size]
+    _write_state(state, head, rows)
     begun, before, already = time.monotonic(), _peak_memory(), len(rows)
     with open(state, "a", encoding="utf-8") as stream:
         bar = tqdm(
@@ -390,17 +394,19 @@ def _cells(rows, starts, info, window, hop, num_labels):
 
 
 def _read_state(path, head):
-    """Windows scored so far under the same settings; a file of other settings is begun anew."""
-    rows, whole = [], [json.dumps({"timeline": head})]
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        if lines[0] == whole[0]:
-            # What stands after the last newline was cut by a kill.
-            for line in lines[1:-1]:
-                rows.append(json.loads(line))
-                whole.append(line)
-    write_text_atomically(path, "\n".join(whole) + "\n")
-    return rows
+    """Windows scored so far under the same settings; none where the file is of other settings."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    if lines[0] != json.dumps({"timeline": head}):
+        return []
+    # What stands after the last newline was cut by a kill.
+    return [json.loads(line) for line in lines[1:-1]]
+
+
+def _write_state(path, head, rows):
+    lines = [json.dumps({"timeline": head}), *map(json.dumps, rows)]
+    write_text_atomically(path, "\n".join(lines) + "\n")
 
 
 def _fingerprint(explainer):
