@@ -3,14 +3,14 @@
 Shifts: pitch +-4 semitones, speed x1.25 and x0.8 (both librosa's phase vocoder: McFee et al. 2015, "librosa: Audio
 and music signal analysis in Python"; the level is restored), gain +-6 dB. Faults: white noise at a signal-to-noise
 ratio, reverberation with an exponentially decaying room of 0.5 s (SpeechBrain's ``reverberate``), a telephone (8 kHz,
-300 to 3400 Hz, 8-bit mu-law as in ITU-T G.711), gain with clipping at full scale. SpeechBrain's ``CodecAugment`` needs
-a part of torchaudio that is gone. What is random is drawn from a seed of the caller's: the same recording gets the same
-noise in every run.
+300 to 3400 Hz, 8-bit mu-law of ITU-T G.711 by SpeechBrain's ``CodecAugment``), gain with clipping at full scale. What is
+random is drawn from a seed of the caller's: the same recording gets the same noise in every run.
 """
 
 import librosa
 import torch
 import torchaudio.functional as F
+from speechbrain.augment.codec import CodecAugment
 from speechbrain.processing.signal_processing import reverberate
 
 #: Shift -> what it does; ``<field>_<way>``, where the field is the descriptor that should move.
@@ -96,7 +96,7 @@ def change_audio(waveform, sample_rate, change, seed=0):
         # The default filter of 6 zero crossings lets images through above 4 kHz.
         narrow = F.resample(waveform, sample_rate, 8000, lowpass_filter_width=64)
         narrow = F.lowpass_biquad(F.highpass_biquad(narrow, 8000, 300.0), 8000, 3400.0).clamp(-1, 1)
-        narrow = F.mu_law_decoding(F.mu_law_encoding(narrow, 256), 256)
+        narrow = CodecAugment(8000).apply_codec(narrow, "WAV", "ULAW")
         wide = F.resample(narrow, 8000, sample_rate, lowpass_filter_width=64)
         return _as_long(wide, len(waveform))
     raise ValueError(f"change is {change!r}; allowed: {', '.join([*SHIFTS, *FAULTS])}")
