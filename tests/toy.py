@@ -244,6 +244,7 @@ def learning_overlay(folder):
             "batch_size": 32,
             "check_batch": 4,
             "interventions": 64,
+            "verify": {"parts": ["prefix"], "limit": 32},
             "baselines": [],
             # Tones are no voices, and measuring starts processes.
             "measure": 0,

@@ -23,6 +23,7 @@ from speechbrain_emo.brains.explainer import as_result
 from speechbrain_emo.brains.speech_language_model import AudioBatch
 from speechbrain_emo.dataio.audio_changes import FAULTS, SHIFTS, change_audio
 from speechbrain_emo.dataio.descriptors import VALUES, describe, measure
+from speechbrain_emo.metrics.descriptors import faithfulness
 from speechbrain_emo.prompts.tasks import TRANSCRIPT, keyed_random, keyed_seed
 
 #: What can be verified.
@@ -227,6 +228,15 @@ class Verification:
             metrics.update(
                 {k: v for k, v in found.items() if k.startswith(("test.sed.faithfulness", "test.sed.shift_"))}
             )
+            # What right answers would reach: words of a corpus need not be quantiles of a measurement.
+            known = faithfulness(
+                [line["descriptors"] for line in clean],
+                [line.get("measured_descriptors") for line in clean],
+                list(results.FIELD_ORDERS),
+            )
+            for name, scores in known.items():
+                if scores is not None and "faithfulness" in parts:
+                    metrics[f"test.sed.faithfulness.{name}_of_corpus"] = scores.accuracy
             for shift in SHIFTS if "shifts" in parts else ():
                 same = [line["shifted_emotion"][shift] == _best(line) for line in clean]
                 metrics[f"test.sed.shift_{shift}.emotion_changed"] = 1 - sum(same) / len(same)
@@ -323,6 +333,7 @@ def verification_tables(metrics):
         key = f"test.sed.faithfulness.{name}"
         if metrics.get(key) is not None:
             row.update({"agrees with measurement": metrics[key], "balanced": metrics[f"{key}_balanced"]})
+            row["corpus' words agree"] = metrics.get(f"{key}_of_corpus")
         for way, shift in (("up", f"{name}_up"), ("down", f"{name}_down")):
             key = f"test.sed.shift_{shift}"
             if f"{key}.right" in metrics:

@@ -3,8 +3,8 @@
 Shifts: pitch +-4 semitones, speed x1.25 and x0.8 (both librosa's phase vocoder: McFee et al. 2015, "librosa: Audio
 and music signal analysis in Python"; the level is restored), gain +-6 dB. Faults: white noise at a signal-to-noise
 ratio, reverberation with an exponentially decaying room of 0.5 s (SpeechBrain's ``reverberate``), a telephone (8 kHz,
-300 to 3400 Hz, 8-bit mu-law of ITU-T G.711 by SpeechBrain's ``CodecAugment``), gain with clipping at full scale. What is
-random is drawn from a seed of the caller's: the same recording gets the same noise in every run.
+300 to 3400 Hz, 8-bit mu-law of ITU-T G.711 by SpeechBrain's ``CodecAugment``), gain with clipping at full scale. What
+is random is drawn from a seed of the caller's: the same recording gets the same noise in every run.
 """
 
 import librosa
