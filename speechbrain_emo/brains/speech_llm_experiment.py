@@ -394,7 +394,7 @@ class SpeechLLMExperiment:
         headline = "own_chain" if settings.get("chain_task") else "speech"
         self.abstain_below = 0.0
         risk = settings.get("abstain_risk", ABSTAIN_RISK)
-        if risk:
+        if risk and headline in temperature:
             self.abstain_below = fit_abstention(
                 valid, labels, headline, temperature[headline], risk
             ).threshold
@@ -407,7 +407,9 @@ class SpeechLLMExperiment:
                 for condition, s in line["scores"].items()
                 if condition in temperature
             }
-            line["answered"] = {headline: max(line["probabilities"][headline].values()) >= self.abstain_below}
+            if headline in line["probabilities"]:
+                sure = max(line["probabilities"][headline].values())
+                line["answered"] = {headline: sure >= self.abstain_below}
             if hparams.get("fold") is not None:
                 line["fold"] = str(hparams["fold"])
         arguments = {
@@ -449,18 +451,24 @@ class SpeechLLMExperiment:
                 logger.warning(diagnosis)
             self.write_results(metrics)
             reports.pictures(self, metrics)
-            curves, points = {}, {}
-            for name in dict.fromkeys((headline, "speech")):
-                sure = confidences(lines, labels, name, temperature[name])
-                curves[f"label|{name}"] = risk_coverage(*sure)
-            key = f"test.ser.{headline}"
-            points[f"label|{headline}"] = (metrics[f"{key}.coverage"], metrics[f"{key}.selective_risk"])
-            plots.plot_risk_coverage(curves, self.output_folder / "risk_coverage.png", points)
+            self.draw_risk(lines, labels, headline, metrics)
             print(reports.table(metrics))
             for title, rows in verification_tables(metrics).items():
                 print(f"\n{title}\n{results.format_table(rows, style='plain')}")
             print(f"Results and pictures: {self.output_folder}")
         return metrics
+
+    def draw_risk(self, lines, labels, headline, metrics):
+        """Risk-coverage curves of the test part as ``risk_coverage.png``."""
+        curves = {
+            f"label|{name}": risk_coverage(*confidences(lines, labels, name, self.temperature[name]))
+            for name in dict.fromkeys((headline, "speech"))
+            if name in self.temperature
+        }
+        if curves:
+            key = f"test.ser.{headline}"
+            chosen = {f"label|{headline}": (metrics[f"{key}.coverage"], metrics[f"{key}.selective_risk"])}
+            plots.plot_risk_coverage(curves, self.output_folder / "risk_coverage.png", chosen)
 
     def thresholds(self):
         """Quantiles of what is measured in the training set: those of the preparation, or measured here; else None.

@@ -654,6 +654,7 @@ def _card_facts(arguments, model, encoder, answer_format, settings, facts):
         "language": settings["language"],
         "temperature": settings.get("temperature"),
         "thresholds": settings.get("thresholds"),
+        "abstain_below": settings.get("abstain_below"),
         "max_duration": settings["max_duration"],
         "parameters": sum(
             p.numel() for part in (encoder, model.front_end, model.llm) for p in part.parameters()
