@@ -147,7 +147,7 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
     Example
     -------
     >>> sorted(EXPLAIN_DEFAULTS)[:3]
-    ['chain_task', 'label_task', 'language']
+    ['abstain_below', 'chain_task', 'label_task']
     """
     folder = Path(folder)
     if (explain is None) == (chat is None):
@@ -416,7 +416,7 @@ def update_explain_settings(folder, changes):
     -------
     >>> update_explain_settings(getfixture("tmp_path"), {"abstain_below": 0.5})
     Traceback (most recent call last):
-    speechbrain_emo.inference.safe_loading.UnsafeModelError: ... manifest.json ...
+    speechbrain_emo.inference.safe_loading.UnsafeModelError: ...manifest.json: missing; ...
     """
     folder = Path(folder)
     manifest = verify_folder(folder)
