@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from speechbrain_emo import cli_trust
+
 OK, FILES_FAILED, USAGE = 0, 1, 2
 _PROGRAM = "python -m speechbrain_emo"
 # Written out: the registry would load numpy before --help is shown. A test holds the two together.
@@ -78,7 +80,8 @@ def build_parser():
         **example(
             f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986\n"
             f"  {_PROGRAM} explain recordings/*.wav --model results/demo_ib/1986 --json > "
-            "explanations.jsonl\n\n"
+            "explanations.jsonl\n"
+            f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986 --picture speech.png\n\n"
             "exit status: 0 all explained, 1 a file could not be used, 2 wrong arguments or no usable model"
         ),
     )
@@ -101,9 +104,16 @@ def build_parser():
     explain.add_argument(
         "--gender", choices=("female", "male"), help="of the speakers: what measured pitch is compared with"
     )
+    explain.add_argument(
+        "--picture",
+        metavar="PNG",
+        help="waveform, F0, level, probabilities and the descriptors beside what is measured; a folder for several "
+        "files",
+    )
 
     _add_align(commands, example)
     _add_annotate(commands, example)
+    cli_trust.add_commands(commands, example, _PROGRAM)
 
     doctor = commands.add_parser(
         "doctor",
@@ -427,6 +437,8 @@ def main(arguments=None):
             return _judge(options)
         if options.command == "chat":
             return _chat(options)
+        if options.command in cli_trust.COMMANDS:
+            return cli_trust.run(options)
         return _explain(options)
     except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
         return finished.code if isinstance(finished.code, int) else USAGE
@@ -863,6 +875,8 @@ def _judge(options):
 
 
 def _explain(options):
+    from pathlib import Path
+
     import transformers
 
     from speechbrain_emo.inference import EmotionExplainer
@@ -878,7 +892,14 @@ def _explain(options):
     except (ValueError, OSError) as error:
         return _fail(f"cannot use the model of --model {options.model}: {error}")
     genders = [options.gender] * len(options.files)
+    if options.picture and len(options.files) == 1 and not options.picture.endswith(".png"):
+        return _fail(f"--picture {options.picture}: for one file, give a file name that ends in .png")
     results = explainer.explain_files(options.files, options.batch_size, genders=genders)
+    for result in results if options.picture else ():
+        if result.ok:
+            target = Path(options.picture)
+            target = target if len(results) == 1 else target / f"{Path(result.name).stem}.png"
+            explainer.draw(result, explainer.load_audio(result.name), target)
     failed = [result for result in results if not result.ok]
     for number, result in enumerate(results):
         if options.json:

@@ -4,6 +4,7 @@ Colours are those of M. Okabe and K. Ito 2008, "Color Universal Design", and ``v
 readers with colour-vision deficiencies can tell apart; markers differ as well where classes are shown.
 """
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from matplotlib.ticker import MaxNLocator
 
 __all__ = [
     "plot_confusion_matrix",
+    "plot_explanation",
     "plot_group_means",
     "plot_latent_maps",
     "plot_layer_weights",
+    "plot_risk_coverage",
+    "plot_timeline",
     "plot_training_curves",
     "plot_word_emotions",
 ]
@@ -508,11 +512,7 @@ def plot_word_emotions(samples, sample_rate, words, labels, path, title=""):
     duration = len(samples) / sample_rate
     figure = _figure(min(max(8.0, 2.2 * duration, 0.75 * len(words)), 40.0), 6.2)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=(1.0, 2.0, 2.0, 2.0))
-    # One value a drawn column; a minute of samples would be a million points.
-    step = max(1, len(samples) // 6000)
-    blocks = samples[: len(samples) // step * step].reshape(-1, step)
-    times = (np.arange(len(blocks)) + 0.5) * step / sample_rate
-    axes[1].fill_between(times, blocks.min(1), blocks.max(1), color="0.25", linewidth=0)
+    axes[1].fill_between(*_envelope(samples, sample_rate), color="0.25", linewidth=0)
     axes[1].set_ylabel("waveform")
     # Up to 500 Hz, as the descriptors measure it.
     low = librosa.resample(samples, orig_sr=sample_rate, target_sr=8000) if sample_rate != 8000 else samples
@@ -550,4 +550,250 @@ def plot_word_emotions(samples, sample_rate, words, labels, path, title=""):
     )
     if title:
         axes[0].set_title(title, fontsize=11)
+    return _save(figure, path)
+
+
+def plot_risk_coverage(curves, path, points=None, title="Errors among what is answered"):
+    """Risk-coverage curves: how the error falls when unsure utterances are not answered.
+
+    Arguments
+    ---------
+    curves : dict
+        Name -> ``metrics.abstention.RiskCoverage``.
+    path : str or Path
+        PNG file to write.
+    points : dict, optional
+        Name -> (coverage, risk) under the threshold that was chosen on validation data.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is no curve or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from speechbrain_emo.metrics.abstention import risk_coverage
+    >>> curve = risk_coverage([0.9, 0.8, 0.4], [True, True, False])
+    >>> plot_risk_coverage({"speech": curve}, tempfile.mkdtemp() + "/risk.png", {"speech": (0.67, 0.0)}).name
+    'risk.png'
+    """
+    if not curves:
+        raise ValueError("there is no curve to draw")
+    figure = _figure(5.6, 4.0)
+    axes = figure.add_subplot()
+    for i, (name, curve) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(curve.coverage, curve.risk, color=colour, label=f"{name} (area {curve.area:.3f})")
+        if points and points.get(name) is not None and points[name][1] is not None:
+            axes.plot(*points[name], "o", color=colour, markersize=8)
+            axes.annotate(
+                "chosen on validation", points[name], (6, -12), textcoords="offset points", fontsize=7
+            )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("coverage: share of utterances that are answered")
+    axes.set_ylabel("risk: share of errors among them")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def _envelope(samples, sample_rate, most=6000):
+    """Times, lowest and highest samples of at most ``most`` columns: a minute of samples would be a million points."""
+    step = max(1, len(samples) // most)
+    blocks = samples[: len(samples) // step * step].reshape(-1, step)
+    return (np.arange(len(blocks)) + 0.5) * step / sample_rate, blocks.min(1), blocks.max(1)
+
+
+def plot_explanation(samples, sample_rate, curves, summary, path):
+    """What the model says about a recording beside what is measured in it.
+
+    Arguments
+    ---------
+    samples : array
+        Float (N,), full scale 1.
+    sample_rate : int
+        Hz.
+    curves : dict
+        Of :func:`speechbrain_emo.dataio.descriptors.curves`.
+    summary : dict
+        ``title`` and ``transcript`` (str or None), ``probabilities`` (label -> float), ``rows`` (sequence of
+        (field, what the model says, measured value, place in training, whether they contradict)), ``warnings``
+        (sequence of str), ``f0_edges`` (two values in Hz between which pitch is normal, or None).
+    path : str or Path
+        PNG file to write.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there are no samples or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> from speechbrain_emo.dataio.descriptors import curves
+    >>> tone = 0.1 * np.sin(2 * np.pi * 150 * np.arange(8000) / 16000)
+    >>> summary = {"title": "a.wav: sad (80 %)", "transcript": None, "probabilities": {"sad": 0.8, "happy": 0.2},
+    ...            "rows": [("pitch", "low", "150 Hz", "20th percentile of male speakers", False)],
+    ...            "warnings": [], "f0_edges": (160.0, 200.0)}
+    >>> plot_explanation(tone, 16000, curves(tone, 16000), summary, tempfile.mkdtemp() + "/e.png").name
+    'e.png'
+    """
+    samples = np.asarray(samples, dtype=np.float32).reshape(-1)
+    if not len(samples):
+        raise ValueError("there are no samples to draw")
+    duration = len(samples) / sample_rate
+    rows, warnings = list(summary["rows"]), list(summary["warnings"])
+    lines = len(rows) + 1 + sum(1 + len(str(w)) // 105 for w in warnings) + 1
+    figure = _figure(11.0, 6.0 + 0.27 * lines)
+    grid = figure.add_gridspec(4, 2, width_ratios=(2.4, 1.0), height_ratios=(1.4, 1.4, 1.4, 0.21 * lines))
+    waveform = figure.add_subplot(grid[0, 0])
+    f0 = figure.add_subplot(grid[1, 0], sharex=waveform)
+    level = figure.add_subplot(grid[2, 0], sharex=waveform)
+    times, low, high = _envelope(samples, sample_rate)
+    waveform.fill_between(times, low, high, color="0.25", linewidth=0)
+    waveform.set_ylabel("waveform")
+    f0.plot(curves["f0_times"], curves["f0"], ".", color=COLOURS[0], markersize=4)
+    if summary.get("f0_edges"):
+        f0.axhspan(*summary["f0_edges"], color=COLOURS[2], alpha=0.15, linewidth=0)
+        f0.text(
+            duration, sum(summary["f0_edges"]) / 2, "normal in training", fontsize=7, ha="right", va="center"
+        )
+    f0.set_ylabel("F0 (Hz)")
+    floor = max(float(curves["level"].max(initial=-200.0)) - 70, -120.0)
+    level.plot(curves["level_times"], np.maximum(curves["level"], floor), color=COLOURS[1], linewidth=1.2)
+    level.set_ylabel("level (dB)")
+    level.set_xlabel("time (s)")
+    level.set_xlim(0, duration)
+    for axes in (f0, level):
+        axes.grid(alpha=0.25)
+    bars = figure.add_subplot(grid[:3, 1])
+    ranked = sorted(summary["probabilities"].items(), key=lambda item: item[1])
+    bars.barh([name for name, _ in ranked], [p for _, p in ranked], color=COLOURS[0])
+    for i, (_, p) in enumerate(ranked):
+        inside = p > 0.8
+        place = {"ha": "right", "color": "white"} if inside else {"ha": "left"}
+        bars.text(p - 0.02 if inside else p + 0.02, i, f"{100 * p:.0f} %", va="center", fontsize=9, **place)
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("probability")
+    table = figure.add_subplot(grid[3, :])
+    table.set_axis_off()
+    columns = (0.0, 0.16, 0.36, 0.56)
+    y, step = 1.0, 1.0 / max(lines, 1)
+    for x, text in zip(columns, ("", "the model says", "measured", "in training")):
+        table.text(x, y, text, fontsize=9, color="0.4", va="top", transform=table.transAxes)
+    for field, said, measured, place, contradicts in rows:
+        y -= step
+        for x, text in zip(columns, (field, said, measured, place)):
+            colour = COLOURS[1] if contradicts else "black"
+            table.text(x, y, text or "–", fontsize=9.5, va="top", color=colour, transform=table.transAxes)
+    y -= step
+    for warning in warnings:
+        y -= step
+        text = "\n".join(textwrap.wrap(f"warning: {warning}", 125))
+        table.text(0.0, y, text, fontsize=8.5, va="top", color=COLOURS[1], transform=table.transAxes)
+        y -= step * text.count("\n")
+    words = summary.get("transcript")
+    heading = summary["title"] + (f"\n“{words}”" if words else "")
+    figure.suptitle("\n".join(textwrap.fill(part, 110) for part in heading.split("\n")), fontsize=11)
+    return _save(figure, path)
+
+
+def plot_timeline(times, probabilities, labels, segments, levels, path, title="Emotion over time"):
+    """Emotions of a long recording: segments, probabilities and level over time.
+
+    Arguments
+    ---------
+    times : array
+        Float (C + 1,): borders of the cells, in seconds.
+    probabilities : array
+        Float (C, K); rows of NaN where nothing was heard.
+    labels : sequence of str
+        K names.
+    segments : sequence of dict
+        ``start``, ``end``, ``emotion`` (None: no speech), ``certain``.
+    levels : array
+        Float (C,): level of each cell in dB.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is no cell, shapes do not fit, or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> segments = [{"start": 0.0, "end": 2.0, "emotion": "sad", "certain": True}]
+    >>> path = tempfile.mkdtemp() + "/timeline.png"
+    >>> plot_timeline([0, 1, 2], [[0.9, 0.1]] * 2, ["sad", "happy"], segments, [-20, -22], path).name
+    'timeline.png'
+    """
+    times, probabilities = np.asarray(times, dtype=float), np.asarray(probabilities, dtype=float)
+    labels = [str(label) for label in labels]
+    if not len(probabilities) or probabilities.shape != (len(times) - 1, len(labels)):
+        raise ValueError(
+            f"probabilities have shape {probabilities.shape}: give ({len(times) - 1}, {len(labels)}), one cell at least"
+        )
+    duration = float(times[-1])
+    scale, unit = (60.0, "min") if duration > 300 else (1.0, "s")
+    figure = _figure(min(max(9.0, 5 + duration / 120), 24.0), 5.4)
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(0.9, 2.2, 1.0))
+    colours = {label: COLOURS[i] if i < MAX_KINDS else "0.5" for i, label in enumerate(labels)}
+    for segment in segments:
+        if segment["emotion"] is None:
+            continue
+        axes[0].axvspan(
+            segment["start"] / scale,
+            segment["end"] / scale,
+            color=colours[segment["emotion"]],
+            alpha=0.9 if segment["certain"] else 0.3,
+            linewidth=0,
+        )
+    axes[0].set_yticks([])
+    axes[0].set_ylabel("emotion")
+    middles = (times[:-1] + times[1:]) / 2 / scale
+    shown = np.where(np.isnan(probabilities), 0.0, probabilities)
+    axes[1].stackplot(
+        middles, shown.T, colors=[colours[x] for x in labels], labels=labels, step="mid", linewidth=0
+    )
+    axes[1].set_ylim(0, 1)
+    axes[1].set_ylabel("probability")
+    axes[2].step(middles, np.maximum(levels, -80), where="mid", color="0.25", linewidth=0.8)
+    axes[2].set_ylabel("level (dB)")
+    axes[2].set_xlabel(f"time ({unit})")
+    axes[2].set_xlim(0, duration / scale)
+    handles = [Rectangle((0, 0), 1, 1, color=colours[x]) for x in labels]
+    handles.append(Rectangle((0, 0), 1, 1, color="0.5", alpha=0.3))
+    figure.legend(
+        handles,
+        [*labels, "pale: not sure"],
+        loc="outside lower center",
+        ncols=min(len(labels) + 1, 9),
+        frameon=False,
+        fontsize=8,
+    )
+    axes[0].set_title(title, fontsize=11)
     return _save(figure, path)

@@ -19,6 +19,7 @@ number can be checked, and pooled over folds, without the model. Keys of a predi
 | ``baseline_descriptors`` | object, optional | condition -> field -> value |
 | ``generated`` | str or null | freely generated label |
 | ``unparsable`` | bool | the generated answer holds no allowed label |
+| ``answered`` | object, optional | condition -> whether the probability reaches the threshold of abstention |
 | ``duration`` | float, optional | seconds |
 
 Conditions of ``scores``: ``speech`` (label asked for directly: label|speech), ``own_chain`` (after the
@@ -39,6 +40,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speechbrain_emo.metrics.abstention import risk_coverage
 from speechbrain_emo.metrics.asr import word_errors
 from speechbrain_emo.metrics.calibration import calibration_scores, label_probabilities
 from speechbrain_emo.metrics.classification import classification_scores, fold_spread, speaker_interval
@@ -54,6 +56,7 @@ __all__ = [
     "RANDOM_SPLIT_WARNING",
     "comparison_rows",
     "compute_results",
+    "format_cell",
     "format_table",
     "git_commit",
     "pool_folds",
@@ -375,11 +378,19 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
             **options,
         )
         chosen_temperature = _temperature(temperature, condition)
+        probabilities = np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in chosen])
         calibration = calibration_scores(
-            np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in chosen]),
-            np.array([list(labels).index(p["emotion"]) for p in chosen]),
+            probabilities, np.array([list(labels).index(p["emotion"]) for p in chosen])
         )
         values.update(ece=calibration.ece, brier=calibration.brier, nll=calibration.nll)
+        correct = np.array([label == p["emotion"] for label, p in zip(predicted, chosen)])
+        curve = risk_coverage(probabilities.max(1), correct)
+        values.update(aurc=curve.area, aurc_best=curve.best_area)
+        answered = [(p.get("answered") or {}).get(condition) for p in chosen]
+        if None not in answered:
+            answered = np.array(answered, dtype=bool)
+            values["coverage"] = float(answered.mean())
+            values["selective_risk"] = float((~correct[answered]).mean()) if answered.any() else None
         if chosen_temperature is not None:
             values["temperature"] = float(chosen_temperature)
         metrics.update({f"{prefix}.ser.{condition}.{name}": value for name, value in values.items()})
@@ -1058,7 +1069,25 @@ def result_rows(metrics, split="test"):
     return rows
 
 
-def _cell(value, decimals):
+def format_cell(value, decimals=3):
+    """A cell of a table as text.
+
+    Arguments
+    ---------
+    value : object
+        Number, text, pair (an interval), ``{"mean", "std"}`` or None (an empty cell).
+    decimals : int
+        Of numbers with a fraction.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> format_cell(0.5), format_cell((0.1, 0.2)), format_cell(None)
+    ('0.500', '0.100–0.200', '')
+    """
     if value is None:
         return ""
     if isinstance(value, dict) and "mean" in value:
@@ -1066,8 +1095,8 @@ def _cell(value, decimals):
         return text if value.get("std") is None else f"{text} ± {value['std']:.{decimals}f}"
     if isinstance(value, (tuple, list)):
         if len(value) == 2:
-            return "–".join(_cell(v, decimals) for v in value)
-        return "/".join(_cell(v, 1) if isinstance(v, dict) else str(v) for v in value)
+            return "–".join(format_cell(v, decimals) for v in value)
+        return "/".join(format_cell(v, 1) if isinstance(v, dict) else str(v) for v in value)
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, numbers.Integral):
@@ -1114,7 +1143,7 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(c), decimals) for c in columns] for row in rows]
+    cells = [[format_cell(row.get(c), decimals) for c in columns] for row in rows]
     if style == "markdown":
         cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     textual = [any(isinstance(row.get(c), str) for row in rows) for c in columns]

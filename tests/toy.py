@@ -139,6 +139,8 @@ def build(folder):
             "check_batch": 3,
             "interventions": 8,
             "baselines": [],
+            # Tones are no voices, and measuring starts processes.
+            "measure": 0,
         },
     }
     path = folder / "overlay.yaml"
@@ -242,7 +244,10 @@ def learning_overlay(folder):
             "batch_size": 32,
             "check_batch": 4,
             "interventions": 64,
+            "verify": {"parts": ["prefix"], "limit": 32},
             "baselines": [],
+            # Tones are no voices, and measuring starts processes.
+            "measure": 0,
         },
     }
     path = folder / "learning_overlay.yaml"

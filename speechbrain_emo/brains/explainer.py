@@ -108,7 +108,26 @@ class Explainer:
         self.num_beams = num_beams
 
     @torch.no_grad()
-    def explain(self, records, audio, gold=False, all_prompts=False, permutations=None):
+    def score_labels(self, records, audio):
+        """Score the labels asked for directly, without generating anything: the fast path of long recordings.
+
+        Arguments
+        ---------
+        records : sequence of mapping
+            With ``id``.
+        audio : AudioBatch
+            As in :meth:`explain`.
+
+        Returns
+        -------
+        list of dict of str to float
+            Label -> mean log-likelihood, the same as ``scores["speech"]`` of :meth:`explain`.
+        """
+        lengths, embeddings = self.encode(audio)
+        return self._score(records, self.label_task, lengths, embeddings)
+
+    @torch.no_grad()
+    def explain(self, records, audio, gold=False, all_prompts=False, permutations=None, chains=None):
         """Predict for a batch of records with one audio each.
 
         Arguments
@@ -124,6 +143,9 @@ class Explainer:
         permutations : dict of str to list of int, optional
             For a slot kind, whose embeddings each recording gets instead of its own (an intervention: what
             depends on the kind is destroyed, what does not stays).
+        chains : dict of str to list of dict, optional
+            Further conditions of a model with a chain task: name -> for each record the fields (as text) that the
+            label is scored after.
 
         Returns
         -------
@@ -141,12 +163,16 @@ class Explainer:
                 prediction.fields = self.format.parse(text)
         self._add_scores(predictions, "speech", records, self.label_task, lengths, embeddings)
         if self.chain_task is not None:
-            chains = [p.fields for p in predictions]
-            self._add_scores(predictions, "own_chain", records, self.chain_task, lengths, embeddings, chains)
+            own = [p.fields for p in predictions]
+            self._add_scores(predictions, "own_chain", records, self.chain_task, lengths, embeddings, own)
             if gold:
-                chains = [{n: self.format.value_of(r, n) for n in self.chain_task.answer} for r in records]
+                known = [self.gold_chain(r) for r in records]
                 self._add_scores(
-                    predictions, "gold_descriptors", records, self.chain_task, lengths, embeddings, chains
+                    predictions, "gold_descriptors", records, self.chain_task, lengths, embeddings, known
+                )
+            for condition, fields in (chains or {}).items():
+                self._add_scores(
+                    predictions, condition, records, self.chain_task, lengths, embeddings, fields
                 )
         if all_prompts:
             for number in range(len(self.label_task.prompts)):
@@ -154,6 +180,10 @@ class Explainer:
                 for prediction, row in zip(predictions, scores):
                     prediction.prompt_scores[number] = row
         return predictions
+
+    def gold_chain(self, record):
+        """Fields of a record's own answer as text, None where it lacks one."""
+        return {name: self.format.value_of(record, name) for name in self.chain_task.answer}
 
     def encode(self, audio):
         """Slot lengths of each audio and the slot embeddings of a batch."""

@@ -17,9 +17,15 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.train_logger import TensorboardLogger
 from tqdm import tqdm
 
-from speechbrain_emo import results
+from speechbrain_emo import plots, results
 from speechbrain_emo.baselines import merge_predictions, opensmile_svm
 from speechbrain_emo.brains import reports
+from speechbrain_emo.brains.calibration import (
+    confidences,
+    fit_abstention,
+    fit_temperatures,
+    measure_training_set,
+)
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
 from speechbrain_emo.brains.diagnoses import diagnose_results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
@@ -28,10 +34,13 @@ from speechbrain_emo.brains.explainer import Explainer, as_result
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
 from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
+from speechbrain_emo.brains.verification import Verification, verification_tables
 from speechbrain_emo.dataio.audio import load_audio
+from speechbrain_emo.dataio.descriptors import Thresholds
 from speechbrain_emo.dataio.feature_cache import FeatureCache, audio_segments
 from speechbrain_emo.dataio.manifest import read_manifest, split_hash, write_text_atomically
-from speechbrain_emo.metrics.calibration import fit_temperature, label_probabilities
+from speechbrain_emo.metrics.abstention import risk_coverage
+from speechbrain_emo.metrics.calibration import label_probabilities
 from speechbrain_emo.phases import PhaseSchedule
 from speechbrain_emo.prompts.packer import Packer
 
@@ -48,6 +57,10 @@ NOT_SETTINGS = (
     "num_train_records",
 )
 EVALUATIONS = ("emotion", "dual")
+# Wanted share of errors among what is answered (`evaluation.abstain_risk`; 0: the model never abstains).
+ABSTAIN_RISK = 0.1
+# Training recordings that are measured where the preparation has not (`evaluation.measure`; 0: none).
+MEASURED = 600
 
 
 class SpeechLLMExperiment:
@@ -380,6 +393,13 @@ class SpeechLLMExperiment:
         labels = list(self.format.labels)
         valid = self.predict("valid", gold=False, all_prompts=False)
         temperature = fit_temperatures(valid, labels)
+        headline = "own_chain" if settings.get("chain_task") else "speech"
+        self.abstain_below = 0.0
+        risk = settings.get("abstain_risk", ABSTAIN_RISK)
+        if risk and headline in temperature:
+            self.abstain_below = fit_abstention(
+                valid, labels, headline, temperature[headline], risk
+            ).threshold
         lines = self.predict("test")
         for line in lines:
             line["probabilities"] = {
@@ -389,6 +409,9 @@ class SpeechLLMExperiment:
                 for condition, s in line["scores"].items()
                 if condition in temperature
             }
+            if headline in line["probabilities"]:
+                sure = max(line["probabilities"][headline].values())
+                line["answered"] = {headline: sure >= self.abstain_below}
             if hparams.get("fold") is not None:
                 line["fold"] = str(hparams["fold"])
         arguments = {
@@ -422,13 +445,89 @@ class SpeechLLMExperiment:
                 metrics["test.ser.oracle.ua"] = oracle["ua"]
             metrics.update(interventions)
             metrics.update(reports.latents(self))
+            metrics[f"test.ser.{headline}.abstain_below"] = self.abstain_below
+            if settings.get("verify"):
+                metrics.update(self.verify(**settings["verify"]))
             metrics["diagnoses"] = diagnose_results(metrics, hparams.get("diagnosis_thresholds"))
             for diagnosis in metrics["diagnoses"]:
                 logger.warning(diagnosis)
             self.write_results(metrics)
             reports.pictures(self, metrics)
+            self.draw_risk(lines, labels, headline, metrics)
             print(reports.table(metrics))
+            for title, rows in verification_tables(metrics).items():
+                print(f"\n{title}\n{results.format_table(rows, style='plain')}")
             print(f"Results and pictures: {self.output_folder}")
+        return metrics
+
+    def draw_risk(self, lines, labels, headline, metrics):
+        """Risk-coverage curves of the test part as ``risk_coverage.png``."""
+        curves = {
+            f"label|{name}": risk_coverage(*confidences(lines, labels, name, self.temperature[name]))
+            for name in dict.fromkeys((headline, "speech"))
+            if name in self.temperature
+        }
+        if curves:
+            key = f"test.ser.{headline}"
+            chosen = {f"label|{headline}": (metrics[f"{key}.coverage"], metrics[f"{key}.selective_risk"])}
+            plots.plot_risk_coverage(curves, self.output_folder / "risk_coverage.png", chosen)
+
+    def thresholds(self):
+        """Quantiles of what is measured in the training set: those of the preparation, or measured here; else None.
+
+        ``evaluation.measure`` says how many training recordings are measured where the preparation has not (600; 0:
+        none).
+        """
+        file = self.hparams.get("thresholds")
+        if file:
+            return Thresholds.from_dict(json.loads(pathlib.Path(file).read_text(encoding="utf-8")))
+        most = self.hparams["evaluation"].get("measure", MEASURED)
+        if not most:
+            return None
+        return measure_training_set(
+            self.manifests["train"],
+            most,
+            self.hparams.get("language", "en"),
+            self.output_folder / "measured_train.jsonl",
+        )
+
+    def verify(self, parts=("faithfulness", "shifts", "robustness", "prefix"), limit=100):
+        """Faithfulness, robustness and what the label listens to, over some test recordings.
+
+        Arguments
+        ---------
+        parts : sequence of str
+            Of ``brains.verification.PARTS``.
+        limit : int, optional
+            About so many recordings, evenly spread; None: all.
+
+        Returns
+        -------
+        dict
+            Metrics.
+        """
+        records = self.data["test"].records
+        chosen = range(0, len(records), max(len(records) // limit, 1) if limit else 1)
+        explainer = self.explainer()
+        # With a cache the encoder takes no part in training; changed audio is not in the cache.
+        encoder, explainer.model.encoder = explainer.model.encoder, self.encoder.to(self.brain.device)
+        try:
+            verification = Verification(
+                explainer,
+                [records[i] for i in chosen],
+                self._load,
+                self.encoder.sample_rate,
+                self.output_folder / "verification",
+                self.brain.device,
+                self.brain.evaluation_ctx,
+                self.thresholds(),
+                self.hparams["evaluation"].get("batch_size", 16),
+                {k: self.evaluation_arguments[k] for k in ("language", "closed_set", "temperature")},
+            )
+            metrics, lines = verification.run(parts)
+        finally:
+            explainer.model.encoder = encoder
+        results.write_predictions(self.output_folder / "verification" / "predictions.jsonl", lines)
         return metrics
 
     def write_results(self, metrics):
@@ -483,13 +582,12 @@ class SpeechLLMExperiment:
             }
         else:
             condition = "own_chain" if evaluation.get("chain_task") else "speech"
-            thresholds = hparams.get("thresholds")
             settings.update(
                 explain_settings(evaluation),
                 temperature=self.temperature[condition],
-                thresholds=json.loads(pathlib.Path(thresholds).read_text(encoding="utf-8"))
-                if thresholds
-                else None,
+                speech_temperature=self.temperature["speech"],
+                abstain_below=self.abstain_below,
+                thresholds=self.thresholds(),
             )
             purpose = {"explain": settings}
         # With a cache the encoder takes no part in training; inference needs it.
@@ -518,32 +616,6 @@ def explain_settings(settings):
     """The keys of ``evaluation`` that the Explainer takes."""
     names = ("label_task", "chain_task", "transcript_task", "max_new_tokens", "num_beams")
     return {n: settings[n] for n in names if settings.get(n) is not None}
-
-
-def fit_temperatures(lines, labels):
-    """Temperature of each condition, fitted on validation predictions.
-
-    Arguments
-    ---------
-    lines : list of dict
-        Predictions with ``scores`` and ``emotion``.
-    labels : sequence of str
-        The labels in order.
-
-    Returns
-    -------
-    dict of str to float
-    """
-    lines = [line for line in lines if line["emotion"] is not None]
-    fitted = {}
-    for condition in lines[0]["scores"] if lines else ():
-        scores = np.array([[line["scores"][condition][x] for x in labels] for line in lines])
-        targets = np.array([labels.index(line["emotion"]) for line in lines])
-        fitted[condition] = float(fit_temperature(scores, targets))
-    if "own_chain" in fitted:
-        # Gold descriptors are an analysis: they get the temperature of the chain they replace.
-        fitted["gold_descriptors"] = fitted["own_chain"]
-    return fitted
 
 
 def prompt_spread(lines, labels):

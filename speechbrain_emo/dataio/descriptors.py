@@ -170,10 +170,14 @@ class Thresholds:
 
     def of(self, quantity, gender):
         """Entry of a quantity for a gender, or for everybody where the gender has none; None if neither has."""
+        group = self.group_of(quantity, gender)
+        return None if group is None else self.groups[group][quantity]
+
+    def group_of(self, quantity, gender):
+        """Whom a quantity is compared with: ``female``, ``male``, ``all``, or None where nobody was measured."""
         for group in (gender, "all"):
-            entry = self.groups.get(group, {}).get(quantity)
-            if entry is not None:
-                return entry
+            if self.groups.get(group, {}).get(quantity) is not None:
+                return group
         return None
 
 
@@ -213,21 +217,15 @@ def measure(waveform, sample_rate, transcript=None, language="en"):
     samples = from_array(waveform, int(sample_rate), _RATE, name="waveform").numpy()
     duration = len(samples) / _RATE
     levels = _frame_levels(samples, _LEVEL_WINDOW)
-    active = levels > max(float(np.percentile(levels, 95)) - _ACTIVE_RANGE, _ACTIVE_FLOOR)
+    active = levels > _active_threshold(levels)
     if not active.any():
         return Measurement(duration=duration, active_duration=0.0, voiced_share=0.0)
     level = 10 * math.log10(float(np.mean(10 ** (levels[active] / 10))))
     spans = _close(active, int(_LONGEST_INNER_PAUSE * _RATE / _LEVEL_HOP))
     active_duration = min(float(spans.sum()) * _LEVEL_HOP / _RATE, duration)
 
-    with warnings.catch_warnings():
-        # librosa warns about utterances shorter than one window, which it pads.
-        warnings.filterwarnings("ignore", message="n_fft=.*is too large")
-        f0, voiced, _ = librosa.pyin(
-            samples, fmin=_F0_MIN, fmax=_F0_MAX, sr=_RATE, frame_length=_F0_WINDOW, hop_length=_F0_HOP
-        )
+    f0, voiced = _track(samples, active)
     step = _F0_HOP // _LEVEL_HOP
-    voiced = voiced & np.isfinite(f0) & active[np.minimum(np.arange(len(f0)) * step, len(active) - 1)]
     f0_median = f0_range = None
     if voiced.sum() >= _MIN_VOICED_FRAMES:
         f0_median = float(np.median(f0[voiced]))
@@ -247,6 +245,62 @@ def measure(waveform, sample_rate, transcript=None, language="en"):
         syllable_rate=syllables / active_duration if syllables else None,
         nuclei_rate=_count_nuclei(samples, active, np.repeat(voiced, step)) / active_duration,
     )
+
+
+def curves(waveform, sample_rate):
+    """F0 and level over time, by the definitions of :func:`measure`, for a picture.
+
+    Arguments
+    ---------
+    waveform : torch.Tensor or numpy.ndarray
+        Float, shape (samples,), full scale 1.
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    dict
+        ``f0_times``, ``f0``: float (T,), seconds and Hz, NaN where a frame is not voiced or not speech-active.
+        ``level_times``, ``level``: float (T',), seconds and dB re full scale, every 10 ms.
+
+    Raises
+    ------
+    AudioError
+        If the samples are not audio.
+
+    Example
+    -------
+    >>> tone = 0.1 * np.sin(2 * np.pi * 150 * np.arange(16000) / 16000)
+    >>> found = curves(tone, 16000)
+    >>> round(float(np.nanmedian(found["f0"]))), round(float(np.median(found["level"])))
+    (150, -23)
+    """
+    samples = from_array(waveform, int(sample_rate), _RATE, name="waveform").numpy()
+    levels = _frame_levels(samples, _LEVEL_WINDOW)
+    f0, voiced = _track(samples, levels > _active_threshold(levels))
+    return {
+        "f0_times": np.arange(len(f0)) * _F0_HOP / _RATE,
+        "f0": np.where(voiced, f0, np.nan),
+        "level_times": np.arange(len(levels)) * _LEVEL_HOP / _RATE,
+        "level": levels,
+    }
+
+
+def _active_threshold(levels):
+    """Level in dB above which a frame is speech-active."""
+    return max(float(np.percentile(levels, 95)) - _ACTIVE_RANGE, _ACTIVE_FLOOR)
+
+
+def _track(samples, active):
+    """F0 in Hz every 20 ms (NaN: none found) and whether the frame is voiced and speech-active."""
+    with warnings.catch_warnings():
+        # librosa warns about utterances shorter than one window, which it pads.
+        warnings.filterwarnings("ignore", message="n_fft=.*is too large")
+        f0, voiced, _ = librosa.pyin(
+            samples, fmin=_F0_MIN, fmax=_F0_MAX, sr=_RATE, frame_length=_F0_WINDOW, hop_length=_F0_HOP
+        )
+    step = _F0_HOP // _LEVEL_HOP
+    return f0, voiced & np.isfinite(f0) & active[np.minimum(np.arange(len(f0)) * step, len(active) - 1)]
 
 
 def count_syllables(text, language="en"):
@@ -406,6 +460,30 @@ def percentile(measurement, gender, thresholds):
         falling = 100 - np.interp(-value, [-v for v in reversed(values)], _PERCENTILES)
         places[name] = float(rising + falling) / 2
     return places
+
+
+def compared_with(measurement, gender, thresholds):
+    """Whose training utterances :func:`percentile` and :func:`describe` compare with.
+
+    Arguments
+    ---------
+    measurement : Measurement
+    gender : str or None
+    thresholds : Thresholds
+
+    Returns
+    -------
+    dict
+        ``pitch``, ``volume``, ``speed`` -> ``female``, ``male``, ``all`` or None.
+
+    Example
+    -------
+    >>> rows = [Measurement(1.0, 1.0, 0.5, f0_median=100.0 + i, level=-20.0, nuclei_rate=4.0) for i in range(30)]
+    >>> compared_with(rows[0], "female", fit_thresholds(rows, ["male"] * 30))["pitch"]
+    'all'
+    """
+    quantities = _quantity_of_field(measurement, thresholds)
+    return {name: thresholds.group_of(quantity, gender) for name, quantity in quantities.items()}
 
 
 def measure_manifest(

@@ -39,6 +39,15 @@ class Explanation:
         The whole answer as written.
     duration : float
         Seconds.
+    percentiles : dict of str to (float or None)
+        Descriptor -> where its measurement lies among the training utterances, in [0, 100].
+    compared_with : dict of str to (str or None)
+        Descriptor -> whom that is: ``female``, ``male`` or ``all`` training speakers.
+    certain : bool
+        False where the probability lies below ``abstain_below``, or no speech was found: the model then names no
+        emotion, and ``emotion`` is its best guess only.
+    abstain_below : float
+        Threshold on the probability, chosen on validation data; 0 never abstains.
 
     Example
     -------
@@ -66,6 +75,10 @@ class Explanation:
     warnings: list[str] = field(default_factory=list)
     generated: str | None = None
     duration: float = 0.0
+    percentiles: dict[str, float | None] = field(default_factory=dict)
+    compared_with: dict[str, str | None] = field(default_factory=dict)
+    certain: bool = True
+    abstain_below: float = 0.0
 
     ok = True
 
@@ -74,12 +87,17 @@ class Explanation:
         """Probability of ``emotion``."""
         return self.probabilities[self.emotion]
 
+    @property
+    def answer(self):
+        """The emotion with its probability, or that it is not sure, and between what."""
+        return answer_phrase(self.probabilities, self.certain)
+
     def to_dict(self):
         """All fields as plain values for JSON."""
-        return {"ok": True, **asdict(self)}
+        return {"ok": True, "answer": self.answer, **asdict(self)}
 
     def __str__(self):
-        lines = [f"{self.name}: {self.emotion} ({percent(self.probability)})", f"  {self.sentence}"]
+        lines = [f"{self.name}: {self.answer}", f"  {self.sentence}"]
 
         def add(title, text):
             if text:
@@ -186,34 +204,80 @@ def format_measurement(name, value):
     return "none" if value is None else _UNITS.get(name, "{:g}").format(value)
 
 
-def measurement_phrase(name, measured):
+def ordinal(number):
+    """A whole number as an ordinal.
+
+    Example
+    -------
+    >>> [ordinal(n) for n in (1, 11, 22, 83, 100)]
+    ['1st', '11th', '22nd', '83rd', '100th']
+    """
+    teen = 10 <= number % 100 <= 20
+    return f"{number}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def place_phrase(name, percentiles, compared_with):
+    """Where a measurement lies in training, as a phrase; None where that is not known.
+
+    Example
+    -------
+    >>> place_phrase("pitch", {"pitch": 83.6}, {"pitch": "female"})
+    '84th percentile of female speakers'
+    """
+    place, group = (percentiles or {}).get(name), (compared_with or {}).get(name)
+    if place is None or group is None:
+        return None
+    return f"{ordinal(round(place))} percentile of {group} speakers"
+
+
+def measurement_phrase(name, measured, percentiles=None, compared_with=None):
     """What was measured for a descriptor, as a phrase; None where nothing was.
 
     Example
     -------
     >>> measurement_phrase("pitch", {"f0_median": 230.7})
     'measured median F0 231 Hz'
+    >>> measurement_phrase("pitch", {"f0_median": 230.7}, {"pitch": 83.6}, {"pitch": "female"})
+    'measured median F0 231 Hz, 84th percentile of female speakers'
     """
     title, quantities = MEASURED_AS.get(name, (None, ()))
     for quantity in quantities:
         if measured.get(quantity) is not None:
-            return f"measured {title} {format_measurement(quantity, measured[quantity])}"
+            text = f"measured {title} {format_measurement(quantity, measured[quantity])}"
+            place = place_phrase(name, percentiles, compared_with)
+            return f"{text}, {place}" if place else text
     return None
 
 
-def compose_sentence(emotion, probability, descriptors, measured):
+def answer_phrase(probabilities, certain=True):
+    """The best label with its probability, or the two best where the model is not sure.
+
+    Example
+    -------
+    >>> answer_phrase({"happy": 0.41, "neutral": 0.38, "sad": 0.21}, certain=False)
+    'not sure: happy 41 %, neutral 38 %'
+    >>> answer_phrase({"happy": 0.9, "sad": 0.1})
+    'happy (90 %)'
+    """
+    ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+    if certain:
+        return f"{ranked[0][0]} ({percent(ranked[0][1])})"
+    return "not sure: " + ", ".join(f"{label} {percent(p)}" for label, p in ranked[:2])
+
+
+def compose_sentence(answer, descriptors, measured, percentiles=None, compared_with=None):
     """One plain sentence: emotion, probability, then the descriptors with what was measured.
 
     Arguments
     ---------
-    emotion : str
-        The label.
-    probability : float
-        Its probability.
+    answer : str
+        Of :func:`answer_phrase`.
     descriptors : mapping of str to (str or list of str or None)
         What the model wrote; what is None is left out.
     measured : mapping of str to (float or None)
         Measurements; may be empty.
+    percentiles, compared_with : mapping, optional
+        As in :class:`Explanation`.
 
     Returns
     -------
@@ -221,7 +285,7 @@ def compose_sentence(emotion, probability, descriptors, measured):
 
     Example
     -------
-    >>> compose_sentence("angry", 0.82, {"pitch": "high", "emphasis": ["never"]}, {"f0_median": 231.0})
+    >>> compose_sentence("angry (82 %)", {"pitch": "high", "emphasis": ["never"]}, {"f0_median": 231.0})
     "Sounds angry (82 %): high pitch (measured median F0 231 Hz), emphasis on 'never'."
     """
     reasons = []
@@ -233,7 +297,7 @@ def compose_sentence(emotion, probability, descriptors, measured):
                 reasons.append(f"{name} on " + " and ".join(repr(word) for word in value))
             continue
         reason = f"{value} {'voice' if name == 'gender' else name}"
-        phrase = measurement_phrase(name, measured)
+        phrase = measurement_phrase(name, measured, percentiles, compared_with)
         reasons.append(f"{reason} ({phrase})" if phrase else reason)
-    text = f"Sounds {emotion} ({percent(probability)})"
+    text = f"Not{answer[3:]}" if answer.startswith("not sure") else f"Sounds {answer}"
     return f"{text}: {', '.join(reasons)}." if reasons else f"{text}."

@@ -54,6 +54,8 @@ EXPLAIN_DEFAULTS = {
     "max_duration": 60.0,
     "max_positions": None,
     "temperature": 1.0,
+    "speech_temperature": None,
+    "abstain_below": 0.0,
     "thresholds": None,
     "language": "en",
     "precision": "fp32",
@@ -122,8 +124,9 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
     explain : mapping, optional
         For a model that explains recordings. Keys of ``EXPLAIN_DEFAULTS``; ``label_task`` is needed. ``thresholds``
         is a ``dataio.descriptors.Thresholds`` or its ``to_dict()``; ``max_duration`` is in seconds
-        (None: 60); ``temperature`` divides the label scores (nats) before the softmax; ``precision``
-        is the evaluation's (``eval_precision``).
+        (None: 60); ``temperature`` divides the label scores (nats) before the softmax, ``speech_temperature``
+        those of the label asked for directly (None: the same); below the probability ``abstain_below`` the
+        model says that it is not sure; ``precision`` is the evaluation's (``eval_precision``).
     facts : mapping, optional
         For the model card (see ``inference/model_card.py``), over those that are read from the model.
     chat : mapping, optional
@@ -144,7 +147,7 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
     Example
     -------
     >>> sorted(EXPLAIN_DEFAULTS)[:3]
-    ['chain_task', 'label_task', 'language']
+    ['abstain_below', 'chain_task', 'label_task']
     """
     folder = Path(folder)
     if (explain is None) == (chat is None):
@@ -372,9 +375,74 @@ def complete_settings(explain, tasks):
             raise ExportError(
                 f"explain.{key} is {settings[key]!r}; the experiment has the tasks {sorted(tasks)}"
             )
+    below = settings["abstain_below"]
+    if isinstance(below, bool) or not isinstance(below, (int, float)) or not 0 <= below <= 1:
+        raise ExportError(f"explain.abstain_below is {below!r}; it must be a probability from 0 to 1")
+    direct = settings["speech_temperature"]
+    if direct is not None and (
+        isinstance(direct, bool) or not isinstance(direct, (int, float)) or direct <= 0
+    ):
+        raise ExportError(f"explain.speech_temperature is {direct!r}; it must be null or a number above 0")
     if hasattr(settings["thresholds"], "to_dict"):
         settings["thresholds"] = settings["thresholds"].to_dict()
     return settings
+
+
+def update_explain_settings(folder, changes):
+    """Change settings of an exported model that explains; weights stay as they are.
+
+    The folder is replaced as a whole, its manifest lists the new settings.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        An exported model.
+    changes : mapping
+        Keys of ``EXPLAIN_DEFAULTS`` and their new values.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ExportError
+        If the model does not explain recordings, or a setting is unknown or out of range.
+    ValueError
+        If the folder holds no exported model, or it was changed by hand.
+
+    Example
+    -------
+    >>> update_explain_settings(getfixture("tmp_path"), {"abstain_below": 0.5})
+    Traceback (most recent call last):
+    speechbrain_emo.inference.safe_loading.UnsafeModelError: ...manifest.json: missing; ...
+    """
+    folder = Path(folder)
+    manifest = verify_folder(folder)
+    yaml = ruamel.yaml.YAML()
+    yaml.width = 4096
+    document = yaml.load((folder / HPARAMS_FILE).read_text(encoding="utf-8"))
+    if "explain" not in document:
+        raise ExportError(f"{folder}: this model is not one that explains recordings")
+    settings = complete_settings({**document["explain"], **changes}, list(document["tasks"]))
+    document["explain"] = _yaml_value(_plain(settings, "explain"))
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    shutil.copytree(folder, partial)
+    try:
+        (partial / MANIFEST_FILE).unlink()
+        (partial / HPARAMS_FILE).write_text(stream.getvalue(), encoding="utf-8")
+        check_yaml(stream.getvalue())
+        check_structure(stream.getvalue(), HPARAMS_KEYS)
+        _write_manifest(partial, manifest["external"])
+        verify_folder(partial)
+        _replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
 
 
 def complete_chat_settings(chat, tasks):
@@ -613,6 +681,7 @@ def _card_facts(arguments, model, encoder, answer_format, settings, facts):
         "language": settings["language"],
         "temperature": settings.get("temperature"),
         "thresholds": settings.get("thresholds"),
+        "abstain_below": settings.get("abstain_below"),
         "max_duration": settings["max_duration"],
         "parameters": sum(
             p.numel() for part in (encoder, model.front_end, model.llm) for p in part.parameters()

@@ -19,13 +19,23 @@ from tqdm import tqdm
 from speechbrain_emo.brains.explainer import Explainer
 from speechbrain_emo.brains.speech_language_model import AudioBatch, SpeechLanguageModel
 from speechbrain_emo.dataio.audio import AudioError, from_array, load_audio
-from speechbrain_emo.dataio.descriptors import VALUES, Thresholds, describe, measure, percentile
+from speechbrain_emo.dataio.descriptors import (
+    VALUES,
+    Thresholds,
+    compared_with,
+    curves,
+    describe,
+    measure,
+    percentile,
+)
 from speechbrain_emo.inference.explanation import (
     Explanation,
     Failure,
+    answer_phrase,
     compose_sentence,
     describe_value,
     measurement_phrase,
+    place_phrase,
 )
 from speechbrain_emo.inference.export import (
     ADAPTER_FOLDER,
@@ -48,6 +58,7 @@ from speechbrain_emo.inference.safe_loading import (
     verify_folder,
 )
 from speechbrain_emo.metrics.calibration import label_probabilities
+from speechbrain_emo.plots import plot_explanation
 from speechbrain_emo.prompts.packer import Packer
 from speechbrain_emo.prompts.tasks import EMOTION, TRANSCRIPT
 
@@ -113,6 +124,9 @@ class EmotionExplainer(Pretrained):
             limits.append(positions - settings["max_new_tokens"])
         self.max_prompt_positions = min((n for n in limits if n is not None), default=None)
         self.temperature = settings["temperature"]
+        # Where the label is asked for directly, as `timeline` does.
+        self.speech_temperature = settings["speech_temperature"] or self.temperature
+        self.abstain_below = settings["abstain_below"]
         thresholds = settings["thresholds"]
         self.thresholds = None if thresholds is None else Thresholds.from_dict(thresholds)
         self.language = settings["language"]
@@ -191,10 +205,28 @@ class EmotionExplainer(Pretrained):
         """
         del savedir
         waveform = load_audio(path, self.sample_rate, max_duration=self.max_duration)
-        return self._check_length(waveform, str(path))
+        return self.check_length(waveform, str(path))
 
-    def _check_length(self, waveform, name):
-        """Refuse a recording whose prompt is longer than the language model was trained for."""
+    def check_length(self, waveform, name):
+        """Refuse a recording whose prompt is longer than the language model was trained for.
+
+        Arguments
+        ---------
+        waveform : torch.Tensor
+            float32 (samples,).
+        name : str
+            What the message calls it.
+
+        Returns
+        -------
+        torch.Tensor
+            The same.
+
+        Raises
+        ------
+        AudioError
+            If it is too long.
+        """
         if self.max_prompt_positions is None:
             return waveform
         model, packer = self.explainer.model, self.explainer.packer
@@ -308,6 +340,54 @@ class EmotionExplainer(Pretrained):
                 flush()
         return results
 
+    def draw(self, explanation, waveform, path):
+        """A picture of an explanation beside what is measured in the recording.
+
+        Arguments
+        ---------
+        explanation : Explanation
+            Of this explainer.
+        waveform : torch.Tensor
+            float32 (samples,) at ``sample_rate``: of :meth:`load_audio`.
+        path : str or pathlib.Path
+            PNG file to write.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+
+        Raises
+        ------
+        ValueError
+            If the path is no PNG.
+        """
+        pitch = None
+        group = explanation.compared_with.get("pitch")
+        if self.thresholds is not None and group is not None:
+            pitch = self.thresholds.of("f0_median", group)["edges"]
+        rows = [
+            (
+                name,
+                describe_value(value),
+                (measurement_phrase(name, explanation.measured) or "").removeprefix("measured "),
+                place_phrase(name, explanation.percentiles, explanation.compared_with) or "",
+                any(w.startswith(f"{name}: the model says") for w in explanation.warnings),
+            )
+            for name, value in explanation.descriptors.items()
+        ]
+        summary = {
+            "title": f"{explanation.name}: {explanation.answer}",
+            "transcript": explanation.transcript,
+            "probabilities": explanation.probabilities,
+            "rows": rows,
+            "warnings": explanation.warnings,
+            "f0_edges": pitch,
+        }
+        return plot_explanation(
+            waveform.numpy(), self.sample_rate, curves(waveform, self.sample_rate), summary, path
+        )
+
     def explain_array(self, samples, sample_rate, name="array", gender=None):
         """Explain samples in memory.
 
@@ -332,7 +412,7 @@ class EmotionExplainer(Pretrained):
             If the samples cannot be used.
         """
         waveform = from_array(samples, sample_rate, self.sample_rate, self.max_duration, name)
-        self._check_length(waveform, name)
+        self.check_length(waveform, name)
         return self._explain([waveform], [name], [gender])[0]
 
     def explain_batch(self, waveforms, lens=None):
@@ -365,7 +445,7 @@ class EmotionExplainer(Pretrained):
         lengths = [width] * len(waveforms) if lens is None else (lens * width).round().long().tolist()
         names = [f"waveforms[{i}]" for i in range(len(waveforms))]
         rows = [
-            self._check_length(
+            self.check_length(
                 from_array(row[:n], self.sample_rate, self.sample_rate, self.max_duration, name), name
             )
             for row, n, name in zip(waveforms, lengths, names)
@@ -413,7 +493,9 @@ class EmotionExplainer(Pretrained):
         missing = [field for field, value in descriptors.items() if value is None]
         if missing:
             warnings.append(f"the written answer has no readable {', '.join(missing)}")
-        measured, measured_words = self._measure(waveform, transcript, descriptors, gender, warnings)
+        found = self._measure(waveform, transcript, descriptors, gender, warnings)
+        certain = probabilities[emotion] >= self.abstain_below and not found.get("silent", False)
+        places = {key: found.get(key, {}) for key in ("measured", "percentiles", "compared_with")}
         return Explanation(
             name=name,
             emotion=emotion,
@@ -423,18 +505,20 @@ class EmotionExplainer(Pretrained):
             descriptors=descriptors,
             transcript=transcript,
             description=prediction.fields.get("description"),
-            sentence=compose_sentence(emotion, probabilities[emotion], descriptors, measured),
-            measured=measured,
-            measured_descriptors=measured_words,
+            sentence=compose_sentence(answer_phrase(probabilities, certain), descriptors, **places),
+            measured_descriptors=found.get("words", {}),
             warnings=warnings,
             generated=prediction.generated,
             duration=len(waveform) / self.sample_rate,
+            certain=certain,
+            abstain_below=self.abstain_below,
+            **places,
         )
 
     def _measure(self, waveform, transcript, descriptors, gender, warnings):
-        """Measurements, their words, and what contradicts the model's words."""
+        """Measurements, their words and places in training; what contradicts the model's words joins the warnings."""
         if self.thresholds is None:
-            return {}, {}
+            return {}
         if gender is None and descriptors.get("gender") in ("female", "male"):
             gender = descriptors["gender"]
         measurement = measure(waveform, self.sample_rate, transcript or None, self.language)
@@ -451,6 +535,7 @@ class EmotionExplainer(Pretrained):
             warnings.append("no speech was found in the recording; the emotion has no ground")
         words = describe(measurement, gender, self.thresholds)
         places = percentile(measurement, gender, self.thresholds)
+        groups = compared_with(measurement, gender, self.thresholds)
         words = {field: words[field] for field in VALUES if field in words}
         low, high = (100 * q for q in self.thresholds.quantiles)
         ranges = ((0.0, low), (low, high), (high, 100.0))
@@ -466,11 +551,17 @@ class EmotionExplainer(Pretrained):
                 and ranges[span][0] - _MARGIN <= place <= ranges[span][1] + _MARGIN
             ):
                 continue
-            phrase = measurement_phrase(field, measured) or "not measurable"
+            phrase = measurement_phrase(field, measured, places, groups) or "not measurable"
             warnings.append(
                 f"{field}: the model says {describe_value(said)}, the signal says {word} ({phrase})"
             )
-        return measured, words
+        return {
+            "measured": measured,
+            "words": words,
+            "percentiles": places,
+            "compared_with": groups,
+            "silent": measurement.is_silent,
+        }
 
 
 def load_exported(

@@ -100,8 +100,8 @@ def write_model_card(folder, facts):
         backbones), ``backbone_licenses`` (mapping), ``parameters`` and ``num_trained_parameters`` (int),
         ``training_hours`` (audio, float), ``num_train_records`` (int), ``phases`` (list of str or of mappings
         with ``name``), ``temperature`` (float or mapping), ``thresholds`` (of the descriptors; only named),
-        ``max_duration`` (s), ``split_hash``, ``git_commit``, ``command``, ``date`` (str), ``metrics``
-        (mapping as in ``results.json``), ``random_split`` (bool). Other keys are listed as they are.
+        ``abstain_below`` (probability), ``max_duration`` (s), ``split_hash``, ``git_commit``, ``command``,
+        ``date`` (str), ``metrics`` (mapping as in ``results.json``), ``random_split`` (bool). Other keys are listed as they are.
 
     Returns
     -------
@@ -339,6 +339,7 @@ def _training(take):
         ("Hours of audio", take("training_hours")),
         ("Longest audio, s", take("max_duration")),
         ("Temperature of the probabilities", take("temperature")),
+        ("Not sure below the probability", take("abstain_below")),
     ]
     lines = [f"- {title}: {_plain(_basename(value))}" for title, value in rows if value is not None]
     if take("thresholds") is not None:

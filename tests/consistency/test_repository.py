@@ -54,6 +54,8 @@ ALLOWED = {
     },
     "baselines": {"baselines", "metrics", "dataio", "results"},
     "results": {"results", "metrics", "dataio"},
+    "report": {"report", "brains", "results", "metrics", "dataio"},
+    "listening": {"listening", "report", "results", "metrics", "dataio"},
     "plots": {"plots", "metrics", "dataio"},
 }
 

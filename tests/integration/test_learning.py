@@ -2,8 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 import toy
+
+from speechbrain_emo.inference import EmotionExplainer
+from speechbrain_emo.inference.timeline import make_timeline
+from speechbrain_emo.metrics.emotion_diarization import emotion_diarization_error
 
 pytestmark = pytest.mark.integration
 
@@ -56,3 +62,52 @@ def test_kl_falls_as_beta_says_and_units_stay_active(learned):
     log = [json.loads(x) for x in (folder / "run" / "train_log.jsonl").read_text().splitlines()]
     assert log[-1]["valid"]["active_units/descriptor"] >= 2
     assert all(x["train"]["beta"] > 0 for x in log)
+
+
+def test_sure_answers_are_right_more_often_and_the_model_keeps_its_threshold(learned):
+    folder, metrics, lines = learned
+    key = "test.ser.own_chain"
+    assert 0 < metrics[f"{key}.coverage"] <= 1
+    assert metrics[f"{key}.selective_risk"] <= 1 - metrics[f"{key}.wa"] + 1e-9
+    assert metrics[f"{key}.aurc"] <= 1 - metrics[f"{key}.wa"] + 1e-9
+    answered = [line["answered"]["own_chain"] for line in lines]
+    assert np.mean(answered) == pytest.approx(metrics[f"{key}.coverage"])
+    assert (folder / "run" / "risk_coverage.png").is_file()
+    explainer = EmotionExplainer.from_hparams(source=folder / "run")
+    assert explainer.abstain_below == pytest.approx(metrics[f"{key}.abstain_below"])
+
+
+def test_verification_runs_inside_the_experiment(learned):
+    folder, metrics, _ = learned
+    for condition in (
+        "gold_descriptors",
+        "own_chain",
+        "shuffled_descriptors",
+        "swapped_descriptors",
+        "speech",
+    ):
+        assert 0 <= metrics[f"prefix.ser.{condition}.ua"] <= 1
+    # The emotion is heard whatever stands before it: descriptors say nothing about it in this corpus.
+    assert metrics["prefix.ser.gold_descriptors.ua"] > 0.7
+    assert (folder / "run" / "verification" / "predictions.jsonl").is_file()
+
+
+def test_a_timeline_finds_known_change_times_and_a_constant_label_does_not(learned, tmp_path):
+    folder, _, lines = learned
+    parts, truth, at = [], [], 0.0
+    for emotion in ("sad", "angry", "neutral", "happy", "sad"):
+        begin = at
+        for line in [x for x in lines if x["emotion"] == emotion][:12]:
+            samples, rate = soundfile.read(folder / "corpus" / "wav" / f"{line['id']}.wav")
+            parts.append(samples)
+            at += len(samples) / rate
+        truth.append({"start": begin, "end": at, "emotion": emotion})
+    soundfile.write(tmp_path / "long.wav", np.concatenate(parts), rate)
+    explainer = EmotionExplainer.from_hparams(source=folder / "run")
+    made = make_timeline(explainer, tmp_path / "long.wav", tmp_path, window=0.5, hop=0.25)
+    error = emotion_diarization_error([vars(s) for s in made.segments], truth)
+    constant = [
+        emotion_diarization_error([{"start": 0, "end": at, "emotion": label}], truth)
+        for label in toy.EMOTIONS
+    ]
+    assert min(constant) > 0.5 and error < min(constant) - 0.25, (error, constant)

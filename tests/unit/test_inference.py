@@ -200,7 +200,8 @@ def test_the_written_answer_becomes_fields(explainer, monkeypatch):
         "emphasis": ["it", "back"],
     }
     assert result.sentence.startswith(f"Sounds {result.emotion} (")
-    assert "high pitch (measured median F0 154 Hz)" in result.sentence
+    place = f"{round(result.percentiles['pitch'])}th percentile of all speakers"
+    assert f"high pitch (measured median F0 154 Hz, {place})" in result.sentence
     assert "emphasis on 'it' and 'back'" in result.sentence
     assert not [w for w in result.warnings if w.startswith("pitch")]
     other = next(label for label in explainer.labels if label != result.emotion)
@@ -254,7 +255,7 @@ def test_unreadable_answers_are_warnings_not_failures(explainer, monkeypatch):
 
 
 def test_sentence_without_measurements():
-    assert compose_sentence("sad", 1.0, {"gender": "female", "pitch": "low", "speed": None}, {}) == (
+    assert compose_sentence("sad (100 %)", {"gender": "female", "pitch": "low", "speed": None}, {}) == (
         "Sounds sad (100 %): female voice, low pitch."
     )
 
