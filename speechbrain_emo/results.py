@@ -20,6 +20,8 @@ number can be checked, and pooled over folds, without the model. Keys of a predi
 | ``generated`` | str or null | freely generated label |
 | ``unparsable`` | bool | the generated answer holds no allowed label |
 | ``duration`` | float, optional | seconds |
+| ``corpus`` | str, optional | where it comes from |
+| ``soft_labels`` | object, optional | label -> share of the listeners who heard it |
 
 Conditions of ``scores``: ``speech`` (label asked for directly: label|speech), ``own_chain`` (after the
 model's own transcript and descriptors: label|own_chain), ``gold_descriptors`` (label|gold_descriptors).
@@ -49,6 +51,7 @@ from speechbrain_emo.metrics.descriptors import (
     field_scores,
     shift_response,
 )
+from speechbrain_emo.metrics.soft_labels import soft_label_scores
 
 __all__ = [
     "RANDOM_SPLIT_WARNING",
@@ -62,6 +65,7 @@ __all__ = [
     "read_predictions",
     "read_results",
     "result_rows",
+    "results_by_corpus",
     "run_context",
     "score_labels",
     "write_predictions",
@@ -284,7 +288,8 @@ def score_labels(references, predicted, speakers, labels, folds=None, num_resamp
     -------
     dict
         ``ua``, ``wa``, ``macro_f1``, ``weighted_f1``, ``recall_<label>``, ``confusion`` (K lists of K + 1
-        counts), ``count``, ``ua_low``, ``ua_high``, ``wa_low``, ``wa_high``, ``num_speakers`` and, with
+        counts), ``count``, ``ua_low``, ``ua_high`` (and so of ``wa``, ``macro_f1``, ``weighted_f1``),
+        ``num_speakers`` and, with
         folds, ``ua_fold_mean``, ``ua_fold_std``, ``wa_fold_mean``, ``wa_fold_std``, ``num_folds``.
 
     Raises
@@ -310,7 +315,7 @@ def score_labels(references, predicted, speakers, labels, folds=None, num_resamp
         "count": scores.count,
     }
     interval = speaker_interval(references, predicted, speakers, labels, num_resamples, seed=seed)
-    for name in ("ua", "wa"):
+    for name in ("ua", "wa", "macro_f1", "weighted_f1"):
         chosen = getattr(interval, name) if interval else None
         metrics[f"{name}_low"] = chosen.low if chosen else None
         metrics[f"{name}_high"] = chosen.high if chosen else None
@@ -382,6 +387,14 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
         values.update(ece=calibration.ece, brier=calibration.brier, nll=calibration.nll)
         if chosen_temperature is not None:
             values["temperature"] = float(chosen_temperature)
+        voted = [p for p in chosen if p.get("soft_labels")]
+        if voted:
+            values.update(
+                soft_label_scores(
+                    np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in voted]),
+                    np.array([[p["soft_labels"].get(label, 0.0) for label in labels] for p in voted]),
+                ).to_dict()
+            )
         metrics.update({f"{prefix}.ser.{condition}.{name}": value for name, value in values.items()})
     generated = [p for p in labelled if "generated" in p]
     if generated:
@@ -575,6 +588,39 @@ def compute_results(
     if random_split:
         logger.warning(RANDOM_SPLIT_WARNING)
         metrics[f"{split}.warning"] = RANDOM_SPLIT_WARNING
+    return metrics
+
+
+def results_by_corpus(predictions, labels, split="test", **options):
+    """Metrics of each corpus of a joint experiment, under keys that begin with ``<split>_<corpus>``.
+
+    Arguments
+    ---------
+    predictions : list of dict
+        With ``corpus``; empty result where there is one corpus or none.
+    labels : sequence of str
+        The K emotion labels.
+    split : str
+        Which split.
+    **options
+        As of :func:`compute_results`.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> scores = {"speech": {"a": 0.0, "b": -1.0}}
+    >>> predictions = [{"id": c, "speaker": c, "corpus": c, "emotion": e, "scores": scores} for c, e in ("Xa", "Yb")]
+    >>> {k: v for k, v in results_by_corpus(predictions, ["a", "b"]).items() if k.endswith("ua")}
+    {'test_X.ser.speech.ua': 1.0, 'test_Y.ser.speech.ua': 0.0}
+    """
+    corpora = sorted({p["corpus"] for p in predictions if p.get("corpus")})
+    metrics = {}
+    for corpus in corpora if len(corpora) > 1 else ():
+        chosen = [p for p in predictions if p.get("corpus") == corpus]
+        metrics.update(compute_results(chosen, labels, split=f"{split}_{corpus}", **options))
     return metrics
 
 
@@ -1077,6 +1123,21 @@ def _cell(value, decimals):
     return str(value)
 
 
+_LATEX = str.maketrans(
+    {
+        **{c: rf"\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+    | {"±": r"$\pm$", "–": "--", "Δ": r"$\Delta$", "<": r"$<$", ">": r"$>$", "|": r"$\mid$"}
+)
+
+
+def _latex(text):
+    return text.translate(_LATEX)
+
+
 def format_table(rows, columns=None, style="markdown", decimals=3):
     """Rows as a table for the terminal or for RESULTS.md.
 
@@ -1088,7 +1149,7 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     columns : sequence of str, optional
         Which columns, in order; default: all, in order of appearance.
     style : str
-        ``markdown`` or ``plain``.
+        ``markdown``, ``plain`` or ``latex`` (a tabular with the rules of the package booktabs).
     decimals : int
         Of numbers with a fraction.
 
@@ -1109,8 +1170,8 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     | a\\|b   | 0.500 |       |
     | probe  |       | 0.020 |
     """
-    if style not in ("markdown", "plain"):
-        raise ValueError(f"style is {style!r}: allowed are markdown and plain")
+    if style not in ("markdown", "plain", "latex"):
+        raise ValueError(f"style is {style!r}: allowed are markdown, plain and latex")
     rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -1118,6 +1179,20 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     if style == "markdown":
         cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     textual = [any(isinstance(row.get(c), str) for row in rows) for c in columns]
+    if style == "latex":
+        lines = [" & ".join(map(_latex, row)) + r" \\" for row in [map(str, columns), *cells]]
+        kinds = "".join("l" if text else "r" for text in textual)
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{{kinds}}}",
+                r"\toprule",
+                lines[0],
+                r"\midrule",
+                *lines[1:],
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
     widths = [max([len(str(c)), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
     aligned = [
         [cell.ljust(w) if text else cell.rjust(w) for cell, w, text in zip(row, widths, textual)]
