@@ -120,7 +120,7 @@ def build_parser():
 
     table = commands.add_parser(
         "table",
-        help="a Markdown table of several runs side by side",
+        help="a table of several runs side by side, in Markdown or LaTeX",
         description="Headline metrics, trainable parameters and training time of finished runs. Folders joined by "
         "commas are seeds of one system: mean and deviation.",
         **example(
@@ -128,6 +128,7 @@ def build_parser():
         ),
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
+    table.add_argument("--latex", action="store_true", help="LaTeX instead of Markdown")
 
     targets = commands.add_parser(
         "targets",
@@ -430,7 +431,7 @@ def main(arguments=None):
         if options.command == "annotate":
             return _annotate(options)
         if options.command == "table":
-            return _table(options.folders)
+            return _table(options.folders, options.latex)
         if options.command == "judge":
             return _judge(options)
         if options.command == "chat":
@@ -652,11 +653,11 @@ def _print_alignment(name, alignment, as_json, single):
         print(f"{word.start:9.3f} {word.end:9.3f}  {confidence}  {word.label}")
 
 
-def _table(folders):
+def _table(folders, latex=False):
     from speechbrain_emo.results import comparison_rows, format_table
 
     try:
-        print(format_table(comparison_rows(folders)))
+        print(format_table(comparison_rows(folders), style="latex" if latex else "markdown"))
     except (FileNotFoundError, ValueError) as error:
         return _fail(str(error))
     return OK

@@ -8,7 +8,7 @@ from pathlib import Path
 from ruamel.yaml import YAML, YAMLError
 
 OK, FOUND, USAGE = 0, 1, 2
-COMMANDS = ("check", "prepare")
+COMMANDS = ("check", "prepare", "evaluate", "compare")
 _PROGRAM = "python -m speechbrain_emo"
 
 
@@ -24,6 +24,8 @@ def add_commands(commands, example):
     """
     _add_check(commands, example)
     _add_prepare(commands, example)
+    _add_evaluate(commands, example)
+    _add_compare(commands, example)
 
 
 def _add_source(parser):
@@ -94,6 +96,90 @@ def _add_prepare(commands, example):
     prepare.add_argument("save_folder", nargs="?", metavar="OUT", help="folder for the manifests")
 
 
+def _add_evaluate(commands, example):
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="a trained model on another corpus: UA over the labels that both have",
+        description="Score a trained model on any corpus: a table (path, emotion, optionally speaker, transcript, "
+        "split), a folder or a manifest. Labels that differ in spelling only are mapped by themselves, others by "
+        "--label_map. The model chooses among the mapped labels; what is left out is counted. Writes predictions.jsonl "
+        "and results.json.",
+        **example(
+            f"  {_PROGRAM} evaluate results/demo_ib/1986 corpus.csv\n"
+            f"  {_PROGRAM} evaluate results/demo_ib/1986 EMODB/wav --pattern '(?P<id>(?P<speaker>\\d\\d)[ab]\\d\\d"
+            "(?P<emotion>[A-Z])[a-z])' --label_map hparams/label_maps/emodb_names.yaml\n"
+            f"  {_PROGRAM} evaluate results/emodb_ib/1986/03 results/demo_corpus/manifests/test.json --data_root "
+            "results/demo_corpus --direct --json\n\n"
+            "exit status: 0 evaluated, 1 some recordings could not be used, 2 wrong arguments, no usable model, no "
+            "common label"
+        ),
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="folder of a training or an exported model")
+    evaluate.add_argument("source", metavar="FOLDER|TABLE|MANIFEST", help="the corpus")
+    _add_source(evaluate)
+    evaluate.add_argument("--corpus", metavar="NAME", help="entry of a label map of several corpora")
+    evaluate.add_argument(
+        "--split", metavar="NAME", help="train, valid or test (default: test where there are splits)"
+    )
+    evaluate.add_argument(
+        "--out", metavar="DIR", help="default: evaluation/<name of the source> in the model's folder"
+    )
+    evaluate.add_argument(
+        "--direct", action="store_true", help="ask for the label alone: fast, no text is generated"
+    )
+    evaluate.add_argument(
+        "--level", type=float, metavar="DB", help="one gain that brings the median level to this"
+    )
+    evaluate.add_argument("--language", metavar="CODE", help="of the transcripts (default: the model's)")
+    evaluate.add_argument("--batch_size", type=int, default=16, metavar="N", help="(default: 16)")
+    evaluate.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: a GPU where there is one)")
+    evaluate.add_argument("--json", action="store_true", help="the metrics as one JSON object")
+
+
+def _add_compare(commands, example):
+    compare = commands.add_parser(
+        "compare",
+        help="run overlays over all folds and seeds; a table with paired significance",
+        description="Train an experiment as it is and with each overlay, over all its folds and the given seeds, and "
+        "print UA, WA and F1 with the difference to the first system: its interval over speakers, a paired bootstrap, "
+        "McNemar's test. Differences within the spread over seeds are ties. Finished runs are not repeated, "
+        "interrupted "
+        "ones go on. Further arguments --key=value go to every run.",
+        **example(
+            f"  {_PROGRAM} compare hparams/demo_ib.yaml --overlays no_bottleneck,joint_branches --seeds "
+            f"1986,1987,1988\n"
+            f"  {_PROGRAM} compare hparams/emodb_ib.yaml --overlays beta_1,beta_annealed --folds 03,08,09 --split "
+            f"valid "
+            "--data_folder=PATH\n"
+            f"  {_PROGRAM} compare hparams/demo_ib.yaml --overlays no_bottleneck --table_only --latex\n\n"
+            "exit status: 0 compared, 1 some runs failed (the table holds the others), 2 wrong arguments or nothing "
+            "to compare"
+        ),
+    )
+    compare.add_argument("experiment", metavar="YAML", help="as train.py takes it")
+    compare.add_argument(
+        "--overlays",
+        required=True,
+        metavar="A,B+C,...",
+        help="files, or names in hparams/overlays; + joins several to one system",
+    )
+    compare.add_argument("--seeds", metavar="N,N,...", help="default: the YAML's own")
+    compare.add_argument("--folds", metavar="A,B,...", help="default: all folds of the experiment")
+    compare.add_argument(
+        "--split", choices=("test", "valid"), default="test", help="valid: to choose a setting by"
+    )
+    compare.add_argument(
+        "--condition", metavar="NAME", help="own_chain, speech (default: each system's headline)"
+    )
+    compare.add_argument("--table_only", action="store_true", help="train nothing")
+    compare.add_argument("--plan", action="store_true", help="print the commands, train nothing")
+    compare.add_argument(
+        "--latex", action="store_true", help="print LaTeX instead of Markdown; both are written"
+    )
+    compare.add_argument("--json", action="store_true", help="print the rows as JSON")
+    compare.add_argument("--out", metavar="DIR", help="default: results/comparison/<experiment>")
+
+
 def run(options, rest):
     """Run one of these commands.
 
@@ -109,9 +195,10 @@ def run(options, rest):
     int
         Exit status.
     """
-    if rest and options.command == "check":
+    if rest and options.command in ("check", "evaluate"):
         return _fail(f"{' '.join(rest)}: not known; see {_PROGRAM} {options.command} --help")
-    return {"check": _check, "prepare": _prepare}[options.command](options, rest)
+    commands = {"check": _check, "prepare": _prepare, "evaluate": _evaluate, "compare": _compare}
+    return commands[options.command](options, rest)
 
 
 def _check(options, rest):
@@ -204,6 +291,174 @@ def _prepare(options, overrides):
     for part, path in getattr(done, "manifests", {}).items():
         print(f"{part}: {path}")
     return OK
+
+
+def _evaluate(options, rest):
+    import shlex
+    import warnings
+
+    import transformers
+
+    from speechbrain_emo.dataio.corpus_reader import read_any
+    from speechbrain_emo.dataio.labels import mapped_corpora, read_label_map
+    from speechbrain_emo.dataio.manifest import ManifestError
+    from speechbrain_emo.inference import EmotionExplainer
+    from speechbrain_emo.inference.evaluate_corpus import evaluate_corpus
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    try:
+        label_map = None
+        if options.label_map:
+            name = options.corpus if mapped_corpora(options.label_map) else None
+            label_map = read_label_map(options.label_map, name)
+        records, notes, root = read_any(options.source, options.pattern, None, options.data_root)
+        records = _of_split(records, options.split)
+        for record in records.values():
+            record["wav"] = record["wav"].replace("{data_root}", root, 1)
+        run_opts = {"device": options.device} if options.device else None
+        model = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
+        out = Path(options.out or Path(options.model) / "evaluation" / Path(options.source).stem)
+        metrics, mapped, failures = evaluate_corpus(
+            model,
+            records,
+            out,
+            label_map,
+            options.batch_size,
+            options.direct,
+            options.level,
+            options.language,
+            {
+                "command": f"{_PROGRAM} {shlex.join(sys.argv[1:])}",
+                "model": str(options.model),
+                "source": str(options.source),
+                "findings": [str(note) for note in notes],
+            },
+            sys.stderr.isatty(),
+        )
+    except (ManifestError, ValueError, OSError, RuntimeError) as error:
+        return _fail(str(error))
+    _print_evaluation(options, metrics, mapped, failures, [*map(str, notes), *mapped.notes], out)
+    return FOUND if failures else OK
+
+
+def _of_split(records, split):
+    """Records of a split; without one, the test part where there is one."""
+    known = sorted({r["subset"] for r in records.values() if r.get("subset")})
+    if split is None:
+        split = "test" if "test" in known else None
+    if split is None:
+        return records
+    chosen = {k: r for k, r in records.items() if r.get("subset") == split}
+    if not chosen:
+        raise ValueError(f"--split {split}: the corpus has {', '.join(known) or 'no splits'}")
+    return chosen
+
+
+def _print_evaluation(options, metrics, mapped, failures, notes, out):
+    from speechbrain_emo.results import CONDITION_NAMES, format_table
+
+    if options.json:
+        print(
+            json.dumps(
+                {"labels": mapped.labels, "label_map": mapped.label_map, "metrics": metrics},
+                ensure_ascii=False,
+            )
+        )
+    else:
+        pairs = ", ".join(f"{theirs} -> {ours or 'left out'}" for theirs, ours in mapped.label_map.items())
+        print(f"labels: {pairs}")
+        rows = []
+        for condition in ("own_chain", "speech", "generated"):
+            key = f"test.ser.{condition}"
+            if metrics.get(f"{key}.ua") is None:
+                continue
+            row = {"condition": CONDITION_NAMES[condition], "n": metrics[f"{key}.count"]}
+            for column, name in (
+                ("UA", "ua"),
+                ("WA", "wa"),
+                ("macro-F1", "macro_f1"),
+                ("weighted F1", "weighted_f1"),
+            ):
+                row[column] = metrics[f"{key}.{name}"]
+            if metrics.get(f"{key}.ua_low") is not None:
+                row["95 % of UA"] = (metrics[f"{key}.ua_low"], metrics[f"{key}.ua_high"])
+            row["UA among all labels"] = metrics.get(f"{key}.ua_all_labels")
+            rows.append(row)
+        print(format_table(rows))
+        print(f"chance: {1 / len(mapped.labels):.3f}. Predictions and all metrics: {out}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    for message in failures.values():
+        print(f"error: {message}", file=sys.stderr)
+
+
+def _compare(options, overrides):
+    import shlex
+
+    from speechbrain_emo.comparison import compare_systems, execute, plan_runs, read_system, write_comparison
+    from speechbrain_emo.experiment import OverlayError
+    from speechbrain_emo.results import format_table
+
+    try:
+        values_of(overrides)
+        if not Path(options.experiment).is_file():
+            return _fail(f"{options.experiment}: no such file; give an experiment of hparams/")
+        systems = {"base": [], **dict(map(_named_overlays, options.overlays.split(",")))}
+        seeds = [int(s) for s in options.seeds.split(",")] if options.seeds else None
+        folds = options.folds.split(",") if options.folds else None
+        runs = plan_runs(options.experiment, systems, seeds, folds, overrides)
+        if options.plan:
+            for one in runs:
+                print(f"python train.py {shlex.join(one.arguments)}")
+            return OK
+        failed = (
+            {}
+            if options.table_only
+            else execute(runs, folds, options.split, lambda t: print(t, file=sys.stderr))
+        )
+        done = {name: [r for r in runs if r.system == name and r.is_done(options.split)] for name in systems}
+        missing = [f"{r.system}, seed {r.seed}" for r in runs if not r.is_done(options.split)]
+        if not done["base"]:
+            return _fail(
+                f"{options.experiment} itself has no finished run to compare with: {', '.join(missing)}"
+            )
+        rows = compare_systems(
+            [read_system(name, of, options.split, options.condition) for name, of in done.items() if of]
+        )
+        context = {
+            "command": f"{_PROGRAM} compare {options.experiment} --overlays {options.overlays}"
+            + "".join(f" --{n} {getattr(options, n)}" for n in ("seeds", "folds") if getattr(options, n))
+            + f" --split {options.split}",
+            "split": options.split,
+            "missing": missing,
+            "overrides": list(overrides),
+        }
+        experiment = Path(options.experiment).stem
+        table = write_comparison(options.out or Path("results") / "comparison" / experiment, rows, context)
+    except (ValueError, OSError, OverlayError) as error:
+        return _fail(str(error))
+    if options.json:
+        print(json.dumps({**context, "rows": rows}, ensure_ascii=False))
+    else:
+        print(format_table(rows, style="latex") if options.latex else table)
+    for name in missing:
+        print(f"not in the table: {name}{' (failed)' if name in failed else ''}", file=sys.stderr)
+    return FOUND if missing else OK
+
+
+def _named_overlays(text):
+    """(name, files) of overlays joined by +."""
+    files = []
+    for part in text.split("+"):
+        path = (
+            Path(part) if part.endswith((".yaml", ".yml")) else Path("hparams") / "overlays" / f"{part}.yaml"
+        )
+        if not path.is_file():
+            raise ValueError(f"overlay {part!r}: neither a file nor a name in hparams/overlays")
+        files.append(str(path))
+    return "_".join(Path(f).stem for f in files), files
 
 
 def values_of(overrides):

@@ -246,6 +246,12 @@ def check_splits(
         findings += [*_file_findings(facts, max_duration, uses), *_identity_findings(facts, uses)]
     order = list(KINDS)
     findings.sort(key=lambda f: order.index(f.kind))
+    for root in (replacements or {}).values():
+        # As the manifests name them: the report is the same wherever the corpus lies.
+        findings = [
+            CheckFinding(f.kind, f.message, tuple(item.replace(f"{root}/", "") for item in f.items))
+            for f in findings
+        ]
     counts = {split: len(records) for split, records in splits.items()}
     return DataCheck(tuple(findings), len(rows), len(uses), counts, audio)
 
@@ -354,7 +360,8 @@ def _label_findings(splits, rows, labels):
                         "label_spelling", f"{label!r} in {count} records is no label: {hint}", (label,)
                     )
                 )
-    for first, second in _same_label(sorted(counts)):
+    # What is no label has been named with the label that it is near to.
+    for first, second in _same_label(sorted(c for c in counts if labels is None)):
         message = f"{first!r} ({counts[first]}) and {second!r} ({counts[second]}) look like one label"
         found.append(CheckFinding("label_spelling", message, (first, second)))
     known = set(labels or counts) & set(counts)

@@ -210,6 +210,13 @@ def test_every_kind_is_made_by_some_test():
     assert [kind for kind in KINDS if f'"{kind}"' not in text] == []
 
 
+def test_spellings_are_compared_where_no_labels_are_given(corpus):
+    relabelled(corpus, "train", "a0", emotion="Anger")
+    report = check_splits(corpus, audio="off")
+    message = "'Anger' (1) and 'angry' (15) look like one label"
+    assert [f.message for f in report.findings if f.kind == "label_spelling"] == [message]
+
+
 def test_one_fault_is_not_taken_for_another(corpus):
     rewritten(corpus, "train", "a0", channels=2)
     assert kinds(check_splits(corpus, LABELS, progress=False)) == {"channels"}

@@ -111,7 +111,9 @@ def test_soft_scores_against_their_definitions():
     assert scores.soft_human == pytest.approx((crowd**2).sum(1).mean()) and scores.soft_count == 50
     perfect = soft_label_scores(crowd, crowd)
     assert (
-        perfect.soft_kl == pytest.approx(0, abs=1e-9) and perfect.soft_tv == pytest.approx(0, abs=1e-9) and perfect.soft_accuracy == 1
+        perfect.soft_kl == pytest.approx(0, abs=1e-9)
+        and perfect.soft_tv == pytest.approx(0, abs=1e-9)
+        and perfect.soft_accuracy == 1
     )
     assert soft_label_scores(predicted, 7 * votes) == scores, "counts and shares are the same"
     # What the model calls impossible and the crowd heard costs much, but is a number.
