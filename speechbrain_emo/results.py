@@ -374,7 +374,7 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
         values = score_labels(
             [p["emotion"] for p in chosen],
             predicted,
-            [p["speaker"] for p in chosen],
+            [_speaker(p) for p in chosen],
             labels,
             folds=_folds(chosen),
             **options,
@@ -404,13 +404,19 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
         values = score_labels(
             [p["emotion"] for p in generated],
             answers,
-            [p["speaker"] for p in generated],
+            [_speaker(p) for p in generated],
             labels,
             folds=_folds(generated),
             **options,
         )
         values["unparsable"] = sum(a is None for a in answers) / len(answers)
         metrics.update({f"{prefix}.ser.generated.{name}": value for name, value in values.items()})
+
+
+def _speaker(prediction):
+    """Speakers of two corpora may have one name."""
+    corpus = prediction.get("corpus")
+    return f"{corpus}/{prediction['speaker']}" if corpus else prediction["speaker"]
 
 
 def _folds(predictions):

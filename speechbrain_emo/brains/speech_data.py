@@ -321,6 +321,11 @@ class SpeechData(Dataset):
         rows, offsets, audios, seeds, kinds, sources = [], [], [], [], set(), []
         for item in items:
             record, task = self.records[item.record], self.tasks[item.task]
+            if epoch and phase is not None and phase.draw_votes and record.get("soft_labels"):
+                votes = sorted(record["soft_labels"].items())
+                draw = keyed_random(self.seed, phase_key, epoch, record["id"], "votes")
+                (emotion,) = draw.choices([label for label, _ in votes], [share for _, share in votes])
+                record = {**record, "emotion": emotion}
             rng = keyed_random(self.seed, phase_key, epoch, record["id"], "prompt") if epoch else None
             drawn = {}
             if phase is not None:

@@ -184,6 +184,11 @@ class SpeechLLMBrain(sb.Brain):
 
     def _plans(self, position, epoch):
         items = self.train_data.draw_items(position.phase, position.key, epoch)
+        if not items:
+            raise ValueError(
+                f"phase {position.phase.name!r}: no training record has an answer for "
+                f"{', '.join(sorted(position.phase.tasks))} (corpora: {dict(position.phase.corpora)})"
+            )
         rank, world_size = _world()
         return self.train_planner.plan(
             items,

@@ -306,7 +306,7 @@ def _split_findings(splits):
             for record in records.values():
                 unknown = field_name == "speaker" and record.get("speaker_unknown")
                 if record.get(field_name) is not None and not unknown:
-                    where[str(record[field_name])][split] += 1
+                    where[_name(record, field_name)][split] += 1
         shared = {
             name: ", ".join(f"{count} in {split}" for split, count in counts.items())
             for name, counts in where.items()
@@ -339,6 +339,12 @@ def _split_findings(splits):
             CheckFinding("answer_in_context", "the response is one of the turns of its prompt", tuple(spoken))
         )
     return found
+
+
+def _name(record, field_name):
+    """A speaker or a dialogue; several corpora may use one name."""
+    name, corpus = str(record.get(field_name)), record.get("corpus")
+    return f"{corpus}/{name}" if corpus and field_name != "gender" else name
 
 
 def _answer(record):
@@ -399,7 +405,7 @@ def _confounding(rows):
     found = []
     for field_name in ("speaker", "gender"):
         table = Counter(
-            (str(r[field_name]), r["emotion"])
+            (_name(r, field_name), r["emotion"])
             for _, _, r in rows
             if r.get(field_name) is not None and r.get("emotion") is not None and not r.get("speaker_unknown")
         )
@@ -475,7 +481,7 @@ def _identity_findings(facts, uses):
     for paths in identical_files(facts.values()):
         members = [(path, split, record) for path in paths for split, _, record, _ in uses[path]]
         shown = " = ".join(paths)
-        speakers = {str(r.get("speaker")) for _, _, r in members if not r.get("speaker_unknown")}
+        speakers = {_name(r, "speaker") for _, _, r in members if not r.get("speaker_unknown")}
         emotions = {str(r.get("emotion")) for _, _, r in members}
         splits = {split for _, split, _ in members}
         kinds = []

@@ -7,6 +7,7 @@ import toy
 import yaml
 
 from speechbrain_emo.brains.speech_llm_experiment import SpeechLLMExperiment
+from speechbrain_emo.dataio.batching import Item
 from speechbrain_emo.experiment import _load, merge_overrides
 
 pytestmark = pytest.mark.integration
@@ -78,11 +79,34 @@ def test_a_phase_trains_and_validates_on_its_own_corpus(files):
     assert both == metrics["test.ser.speech.count"] == 8
 
 
-def test_a_phase_without_validation_records_says_so(files):
-    phases = [
-        {**PHASES[0], "corpora": {"A": 0.0, "B": 1.0}},
-        {**PHASES[1], "tasks": {"ser": 1.0}, "corpora": {"B": 0.0}},
-    ]
-    run = experiment(files, "without", phases=phases)
+def test_a_phase_without_records_says_so(files):
+    run = experiment(files, "no_training", phases=[{**PHASES[1], "corpora": {"B": 0.0}}])
+    with pytest.raises(ValueError, match="phase 'finetune': no training record has an answer for ser"):
+        run.train()
+    run = experiment(files, "no_validation", phases=[PHASES[1]])
+    for record in run.data["valid"].records.records:
+        record["corpus"] = "A"
     with pytest.raises(ValueError, match="phase 'finetune': no validation record has an answer for ser"):
         run.train()
+
+
+def test_votes_are_learned_in_their_shares(files):
+    """Drawn by utterance and epoch: the shares are those of the votes, and nothing else decides."""
+    run = experiment(files, "votes", phases=[{**PHASES[1], "draw_votes": True}])
+    data = run.data["train"]
+    number = next(i for i, r in enumerate(data.records.records) if r["corpus"] == "B")
+    data.records.records[number]["soft_labels"] = {"sad": 0.75, "happy": 0.25}
+
+    def drawn(epoch, others=()):
+        packed = data.micro_batch([*others, Item(number, "ser")], epoch, "1.finetune").packed
+        answer = packed.token_ids[-1][packed.labels[-1] != -100].tolist()
+        text = run.packer.tokenizer.decode(answer, skip_special_tokens=True)
+        (label,) = [x for x in toy.EMOTIONS if x in text]
+        return label
+
+    labels = [drawn(epoch) for epoch in range(1, 201)]
+    assert 0.65 < labels.count("sad") / 200 < 0.85 and labels.count("sad") + labels.count("happy") == 200
+    other = next(i for i, r in enumerate(data.records.records) if r["corpus"] == "B" and i != number)
+    assert [drawn(e, [Item(other, "ser")]) for e in range(1, 21)] == labels[:20], "not by the batch"
+    # Evaluation and validation keep the label; so does a phase that does not draw.
+    assert drawn(0) == data.records.records[number]["emotion"]
