@@ -150,7 +150,7 @@ def execute(runs, folds=None, split="test", log=print):
     failed = {}
     for number, run in enumerate(runs, 1):
         name = f"{run.system}, seed {run.seed}"
-        if run.is_done(split):
+        if run.is_done(split) and not _settings_changed(run):
             log(f"[{number}/{len(runs)}] {name}: done before")
             continue
         log(f"[{number}/{len(runs)}] {name}: python train.py {' '.join(run.arguments)}")
@@ -164,6 +164,14 @@ def execute(runs, folds=None, split="test", log=print):
                 log(f"[{number}/{len(runs)}] {name}: exit status {status}")
                 break
     return failed
+
+
+def _settings_changed(run):
+    """Whether a YAML of a finished run is newer than the run: train.py then says whether its settings are others."""
+    overlays = [a.split("=", 1)[1].split(",") for a in run.arguments if a.startswith("--overlay=")]
+    files = [run.arguments[0], *(file for listed in overlays for file in listed)]
+    newest = max((Path(f).stat().st_mtime for f in files if Path(f).is_file()), default=0.0)
+    return any((folder / "done.json").stat().st_mtime < newest for folder in run.folders.values())
 
 
 @dataclass(frozen=True)

@@ -434,8 +434,9 @@ def read_folder(folder, pattern=None, check_files=True):
     -------
     >>> import numpy, soundfile
     >>> folder = getfixture("tmp_path")
-    >>> (folder / "train" / "anna" / "sad").mkdir(parents=True)
-    >>> soundfile.write(folder / "train" / "anna" / "sad" / "1.wav", numpy.zeros(8000), 16000)
+    >>> for emotion in ("sad", "happy"):
+    ...     (folder / "train" / "anna" / emotion).mkdir(parents=True)
+    ...     soundfile.write(folder / "train" / "anna" / emotion / "1.wav", numpy.zeros(8000), 16000)
     >>> records, _ = read_folder(folder)
     >>> record = records["train/anna/sad/1"]
     >>> record["subset"], record["speaker"], record["emotion"]
@@ -495,6 +496,12 @@ def _folder_pattern(folder):
     # Of equal ones the innermost: speaker/emotion is the commoner order.
     emotion = max(rest, key=lambda level: (words(level), level))
     others = [level for level in rest if level != emotion]
+    if len(names[emotion]) < 2:
+        raise ManifestError(
+            f"{folder}: {names[emotion][0]!r} is its only folder of recordings, so folders do not say emotions. Give "
+            f"a table "
+            "(path, emotion) or a pattern with (?P<emotion>...)"
+        )
     if depth > 1 and words(emotion) == 0 and len(rest) > 1:
         raise ManifestError(
             f"{folder}: it is not plain which of its folders are emotions ({', '.join(names[rest[-1]][:5])}?): give "

@@ -1,6 +1,7 @@
 """The comparison of overlays: what is planned, run again and run not again, and what the table says."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,11 @@ def test_what_is_done_is_not_run_again_and_failures_do_not_stop(tmp_path, monkey
     lines = []
     assert execute(runs, log=lines.append) == {"bad, seed 1": 2}
     assert called == ["--overlay=bad", "--overlay=good"]
+    # A YAML that is newer than the run: train.py is asked whether its settings are others.
+    (tmp_path / "x.yaml").write_text("seed: 1")
+    os.utime(tmp_path / "base" / "done.json", (1, 1))
+    changed = Run("base", 1, (str(tmp_path / "x.yaml"), "--seed=1"), runs[0].folders)
+    assert execute([changed], log=lambda line: None) == {} and called[-1] == "--seed=1"
     assert lines[0] == "[1/3] base, seed 1: done before" and "[2/3] bad, seed 1: exit status 2" in lines
 
 

@@ -182,6 +182,9 @@ def test_messages_that_help(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ManifestError, match="no audio file below it"):
         read_any(tmp_path / "empty")
+    write_recording(tmp_path / "one" / "wav" / "1.wav")
+    with pytest.raises(ManifestError, match="'wav' is its only folder of recordings"):
+        read_any(tmp_path / "one")
     for a, b in (("x", "1"), ("y", "2")):
         write_recording(tmp_path / "odd" / a / b / "1.wav")
     with pytest.raises(ManifestError, match="not plain which of its folders are emotions"):
