@@ -320,9 +320,8 @@ def _difference(base, system, own, reference, num_resamples):
         if first.keys() != second.keys() or any(first[k][0] != second[k][0] for k in first):
             other = len(first.keys() ^ second.keys())
             raise ValueError(
-                f"{system.system} was not tested on what {base.system} was (seed {seed}: {other} utterances differ): "
-                f"no "
-                "paired comparison"
+                f"{system.system} was not tested on what {base.system} was (seed {seed}: {other} utterances "
+                "differ): no paired comparison"
             )
         lines = [(first[k][0], first[k][1], second[k][1], first[k][2]) for k in first]
         pairs += lines

@@ -82,8 +82,7 @@ def _add_prepare(commands, example):
         help="manifests of a corpus, by the name of its recipe",
         description="Run the preparation of a recipe: read the corpus, split it, measure descriptors, check the data, "
         "write train.json, valid.json, test.json. Further arguments --key=value are the preparation's own; `prepare "
-        "RECIPE` alone "
-        "lists them, `prepare` alone lists the recipes.",
+        "RECIPE` alone lists them, `prepare` alone lists the recipes.",
         **example(
             f"  {_PROGRAM} prepare\n"
             f"  {_PROGRAM} prepare RAVDESS PATH prepared/ravdess --fold=2\n"
@@ -141,16 +140,14 @@ def _add_compare(commands, example):
         "compare",
         help="run overlays over all folds and seeds; a table with paired significance",
         description="Train an experiment as it is and with each overlay, over all its folds and the given seeds, and "
-        "print UA, WA and F1 with the difference to the first system: its interval over speakers, a paired bootstrap, "
-        "McNemar's test. Differences within the spread over seeds are ties. Finished runs are not repeated, "
-        "interrupted "
-        "ones go on. Further arguments --key=value go to every run.",
+        "print UA, WA and F1 with the difference to the first system: its interval over speakers, a paired "
+        "bootstrap, McNemar's test. Differences within the spread over seeds are ties. Finished runs are not "
+        "repeated, interrupted ones go on. Further arguments --key=value go to every run.",
         **example(
             f"  {_PROGRAM} compare hparams/demo_ib.yaml --overlays no_bottleneck,joint_branches --seeds "
             f"1986,1987,1988\n"
             f"  {_PROGRAM} compare hparams/emodb_ib.yaml --overlays beta_1,beta_annealed --folds 03,08,09 --split "
-            f"valid "
-            "--data_folder=PATH\n"
+            "valid --data_folder=PATH\n"
             f"  {_PROGRAM} compare hparams/demo_ib.yaml --overlays no_bottleneck --table_only --latex\n\n"
             "exit status: 0 compared, 1 some runs failed (the table holds the others), 2 wrong arguments or nothing "
             "to compare"

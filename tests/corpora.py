@@ -25,3 +25,14 @@ def write_recording(path, seconds=0.4, rate=16000, channels=1, level=0.1, seed=N
 def kinds(report):
     """Kinds of a check's findings."""
     return {finding.kind for finding in report.findings}
+
+
+def savee_tree(root):
+    """SAVEE as its archive has it: four speakers, two sentences an emotion, and files that are no recordings of it."""
+    for speaker in ("DC", "JE", "JK", "KL"):
+        for letter in ("a", "d", "f", "h", "n", "sa", "su"):
+            for number in (1, 2):
+                write_recording(root / "AudioData" / speaker / f"{letter}{number:02d}.wav", rate=44100)
+    (root / "AudioData" / "Info.txt").write_text("about")
+    write_recording(root / "AudioData" / "DC" / "test.wav")
+    return root

@@ -26,8 +26,7 @@ PATTERN = (
 )
 WHERE = (
     "EmoV-DB is at https://www.openslr.org/115/ (for non-commercial use): unpack the archives into one folder and "
-    "pass it; see "
-    "recipes/EmoVDB/README.md"
+    "pass it; see recipes/EmoVDB/README.md"
 )
 
 

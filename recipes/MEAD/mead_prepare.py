@@ -19,9 +19,8 @@ PATTERN = (
 )
 WHERE = (
     "MEAD is at https://wywu.github.io/projects/MEAD/MEAD.html (for research): unpack the audio parts, convert the "
-    ".m4a files to "
-    "16 kHz wav (ffmpeg -i 001.m4a -ac 1 -ar 16000 001.wav) and pass the folder of M003 and so on; see "
-    "recipes/MEAD/README.md"
+    ".m4a files to 16 kHz wav (ffmpeg -i 001.m4a -ac 1 -ar 16000 001.wav) and pass the folder of M003 and so on; "
+    "see recipes/MEAD/README.md"
 )
 
 

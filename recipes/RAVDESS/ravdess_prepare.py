@@ -21,8 +21,7 @@ PATTERN = (
 )
 WHERE = (
     "RAVDESS is at https://zenodo.org/records/1188976 (CC BY-NC-SA 4.0): unpack Audio_Speech_Actors_01-24.zip and "
-    "pass the "
-    "folder of Actor_01 to Actor_24; see recipes/RAVDESS/README.md"
+    "pass the folder of Actor_01 to Actor_24; see recipes/RAVDESS/README.md"
 )
 
 

@@ -499,14 +499,12 @@ def _folder_pattern(folder):
     if len(names[emotion]) < 2:
         raise ManifestError(
             f"{folder}: {names[emotion][0]!r} is its only folder of recordings, so folders do not say emotions. Give "
-            f"a table "
-            "(path, emotion) or a pattern with (?P<emotion>...)"
+            "a table (path, emotion) or a pattern with (?P<emotion>...)"
         )
     if depth > 1 and words(emotion) == 0 and len(rest) > 1:
         raise ManifestError(
             f"{folder}: it is not plain which of its folders are emotions ({', '.join(names[rest[-1]][:5])}?): give "
-            f"a pattern "
-            "with (?P<emotion>...), or a table"
+            "a pattern with (?P<emotion>...), or a table"
         )
     speaker = others[-1] if others else None
     role = {split: "split", emotion: "emotion", speaker: "speaker"}

@@ -6,9 +6,11 @@ import pytest
 import toy
 import yaml
 
-from speechbrain_emo.brains.speech_llm_experiment import SpeechLLMExperiment
+from speechbrain_emo.brains.speech_llm_experiment import SpeechLLMExperiment, run_speech_llm
 from speechbrain_emo.dataio.batching import Item
 from speechbrain_emo.experiment import _load, merge_overrides
+from speechbrain_emo.inference import EmotionExplainer
+from tests.corpora import savee_tree
 
 pytestmark = pytest.mark.integration
 
@@ -110,3 +112,44 @@ def test_votes_are_learned_in_their_shares(files):
     assert [drawn(e, [Item(other, "ser")]) for e in range(1, 21)] == labels[:20], "not by the batch"
     # Evaluation and validation keep the label; so does a phase that does not draw.
     assert drawn(0) == data.records.records[number]["emotion"]
+
+
+def test_the_base_experiment_runs_on_a_corpus_that_an_overlay_names(files, tmp_path, monkeypatch):
+    """Preparation by name, data check, training, evaluation, export: `ser_ib.yaml` with SAVEE's overlay, tiny
+    backbones."""
+    folder, _ = files
+    monkeypatch.chdir(tmp_path)
+    savee_tree(tmp_path / "SAVEE")
+    tiny = {
+        "data_folder": str(tmp_path / "SAVEE"),
+        "fold": "1",
+        "recipes": {"SAVEE": {"num_workers": 1, "progress": False}},
+        "encoder": {"source": str(folder / "backbones" / "encoder"), "revision": None, "architecture": None},
+        "llm": {
+            "source": str(folder / "backbones" / "llm"),
+            "revision": None,
+            "architecture": None,
+            "dtype": "float32",
+            "gradient_checkpointing": False,
+        },
+        "front_end": {"hidden_size": 16, "latent_size": 4, "adapter_size": 16},
+        "joint_epochs": 1,
+        "precision": "fp32",
+        "eval_precision": "fp32",
+        "num_workers": 0,
+        "evaluation": {"max_new_tokens": 8, "check_batch": 2},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    overlays = [str(toy.REPOSITORY / "hparams" / "corpora" / "savee.yaml"), str(tmp_path / "tiny.yaml")]
+    hparams = _load(toy.REPOSITORY / "hparams" / "ser_ib.yaml", merge_overrides(overlays, ""))
+    hparams["prepare"]()
+    run_speech_llm(hparams, {"device": "cpu"})
+    results = json.loads((tmp_path / "results" / "savee_ib" / "1986" / "1" / "results.json").read_text())
+    metrics = results["metrics"]
+    assert metrics["test.ser.own_chain.count"] == metrics["test.ser.speech.count"] == 14
+    assert metrics["test.ser.own_chain.num_speakers"] == 1 and metrics["test.ser.own_chain.ua_low"] is None
+    assert "test.sed.generated.pitch" in metrics and "test.asr.generated.wer" not in metrics
+    check = json.loads((tmp_path / "results" / "savee_ib" / "data" / "1" / "data_check.json").read_text())
+    assert check["num_of_split"] == {"train": 28, "valid": 14, "test": 14}
+    model = EmotionExplainer.from_hparams(source=tmp_path / "results" / "savee_ib" / "1986" / "1")
+    assert model.labels == ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]

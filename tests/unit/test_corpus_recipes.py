@@ -20,7 +20,7 @@ from recipes.SAVEE import savee_prepare as savee
 from recipes.SpeechCraft import speechcraft_prepare as speechcraft
 from recipes.TESS import tess_prepare as tess
 from speechbrain_emo.dataio.manifest import ManifestError
-from tests.corpora import write_recording
+from tests.corpora import savee_tree, write_recording
 
 ANNOTATIONS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "annotations"
 QUICK = {"measure": False, "progress": False}
@@ -66,16 +66,6 @@ def tess_tree(root):
                 short = {"Pleasant_surprise": "ps"}.get(emotion, emotion.lower())
                 write_recording(root / f"{speaker}_{emotion}" / f"{speaker}_{word}_{short}.wav", rate=24414)
     (root / "OAF_neutral" / "OAF_bite_neutral.wav").rename(root / "OAF_neutral" / "OA_bite_neutral.wav")
-    return root
-
-
-def savee_tree(root):
-    for speaker in savee.PATTERN.split("(?P<speaker>")[1].split(")")[0].split("|"):
-        for letter in ("a", "d", "f", "h", "n", "sa", "su"):
-            for number in (1, 2):
-                write_recording(root / "AudioData" / speaker / f"{letter}{number:02d}.wav", rate=44100)
-    (root / "AudioData" / "Info.txt").write_text("about")
-    write_recording(root / "AudioData" / "DC" / "test.wav")
     return root
 
 
