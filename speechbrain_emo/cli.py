@@ -8,6 +8,9 @@ import sys
 import warnings
 
 from speechbrain_emo import cli_trust
+from speechbrain_emo.corpus_cli import COMMANDS as CORPUS_COMMANDS
+from speechbrain_emo.corpus_cli import add_commands as add_corpus_commands
+from speechbrain_emo.corpus_cli import run as run_corpus_command
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 _PROGRAM = "python -m speechbrain_emo"
@@ -126,7 +129,7 @@ def build_parser():
 
     table = commands.add_parser(
         "table",
-        help="a Markdown table of several runs side by side",
+        help="a table of several runs side by side, in Markdown or LaTeX",
         description="Headline metrics, trainable parameters and training time of finished runs. Folders joined by "
         "commas are seeds of one system: mean and deviation.",
         **example(
@@ -134,6 +137,7 @@ def build_parser():
         ),
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
+    table.add_argument("--latex", action="store_true", help="LaTeX instead of Markdown")
 
     targets = commands.add_parser(
         "targets",
@@ -263,6 +267,8 @@ def build_parser():
     chat.add_argument(
         "--responses", metavar="JSONL", help="where the answers to the manifest go, for `judge`"
     )
+
+    add_corpus_commands(commands, example)
 
     train = commands.add_parser(
         "train",
@@ -420,6 +426,8 @@ def main(arguments=None):
         parser = build_parser()
         if arguments[:1] == ["targets"]:
             return _targets(*parser.parse_known_args(arguments))
+        if arguments[:1] and arguments[0] in CORPUS_COMMANDS:
+            return run_corpus_command(*parser.parse_known_args(arguments))
         options = parser.parse_args(arguments)
         if options.command == "train":
             parser.parse_args(["train", "--help"])
@@ -432,7 +440,7 @@ def main(arguments=None):
         if options.command == "annotate":
             return _annotate(options)
         if options.command == "table":
-            return _table(options.folders)
+            return _table(options.folders, options.latex)
         if options.command == "judge":
             return _judge(options)
         if options.command == "chat":
@@ -656,11 +664,11 @@ def _print_alignment(name, alignment, as_json, single):
         print(f"{word.start:9.3f} {word.end:9.3f}  {confidence}  {word.label}")
 
 
-def _table(folders):
+def _table(folders, latex=False):
     from speechbrain_emo.results import comparison_rows, format_table
 
     try:
-        print(format_table(comparison_rows(folders)))
+        print(format_table(comparison_rows(folders), style="latex" if latex else "markdown"))
     except (FileNotFoundError, ValueError) as error:
         return _fail(str(error))
     return OK

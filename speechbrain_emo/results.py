@@ -21,6 +21,8 @@ number can be checked, and pooled over folds, without the model. Keys of a predi
 | ``unparsable`` | bool | the generated answer holds no allowed label |
 | ``answered`` | object, optional | condition -> whether the probability reaches the threshold of abstention |
 | ``duration`` | float, optional | seconds |
+| ``corpus`` | str, optional | where it comes from |
+| ``soft_labels`` | object, optional | label -> share of the listeners who heard it |
 
 Conditions of ``scores``: ``speech`` (label asked for directly: label|speech), ``own_chain`` (after the
 model's own transcript and descriptors: label|own_chain), ``gold_descriptors`` (label|gold_descriptors).
@@ -51,6 +53,7 @@ from speechbrain_emo.metrics.descriptors import (
     field_scores,
     shift_response,
 )
+from speechbrain_emo.metrics.soft_labels import soft_label_scores
 
 __all__ = [
     "RANDOM_SPLIT_WARNING",
@@ -65,6 +68,7 @@ __all__ = [
     "read_predictions",
     "read_results",
     "result_rows",
+    "results_by_corpus",
     "run_context",
     "score_labels",
     "write_predictions",
@@ -287,7 +291,8 @@ def score_labels(references, predicted, speakers, labels, folds=None, num_resamp
     -------
     dict
         ``ua``, ``wa``, ``macro_f1``, ``weighted_f1``, ``recall_<label>``, ``confusion`` (K lists of K + 1
-        counts), ``count``, ``ua_low``, ``ua_high``, ``wa_low``, ``wa_high``, ``num_speakers`` and, with
+        counts), ``count``, ``ua_low``, ``ua_high`` (and so of ``wa``, ``macro_f1``, ``weighted_f1``),
+        ``num_speakers`` and, with
         folds, ``ua_fold_mean``, ``ua_fold_std``, ``wa_fold_mean``, ``wa_fold_std``, ``num_folds``.
 
     Raises
@@ -313,7 +318,7 @@ def score_labels(references, predicted, speakers, labels, folds=None, num_resamp
         "count": scores.count,
     }
     interval = speaker_interval(references, predicted, speakers, labels, num_resamples, seed=seed)
-    for name in ("ua", "wa"):
+    for name in ("ua", "wa", "macro_f1", "weighted_f1"):
         chosen = getattr(interval, name) if interval else None
         metrics[f"{name}_low"] = chosen.low if chosen else None
         metrics[f"{name}_high"] = chosen.high if chosen else None
@@ -372,7 +377,7 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
         values = score_labels(
             [p["emotion"] for p in chosen],
             predicted,
-            [p["speaker"] for p in chosen],
+            [_speaker(p) for p in chosen],
             labels,
             folds=_folds(chosen),
             **options,
@@ -393,6 +398,14 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
             values["selective_risk"] = float((~correct[answered]).mean()) if answered.any() else None
         if chosen_temperature is not None:
             values["temperature"] = float(chosen_temperature)
+        voted = [p for p in chosen if p.get("soft_labels")]
+        if voted:
+            values.update(
+                soft_label_scores(
+                    np.stack([_probabilities(p, condition, labels, chosen_temperature) for p in voted]),
+                    np.array([[p["soft_labels"].get(label, 0.0) for label in labels] for p in voted]),
+                ).to_dict()
+            )
         metrics.update({f"{prefix}.ser.{condition}.{name}": value for name, value in values.items()})
     generated = [p for p in labelled if "generated" in p]
     if generated:
@@ -402,13 +415,19 @@ def _recognition(predictions, labels, temperature, metrics, prefix, options):
         values = score_labels(
             [p["emotion"] for p in generated],
             answers,
-            [p["speaker"] for p in generated],
+            [_speaker(p) for p in generated],
             labels,
             folds=_folds(generated),
             **options,
         )
         values["unparsable"] = sum(a is None for a in answers) / len(answers)
         metrics.update({f"{prefix}.ser.generated.{name}": value for name, value in values.items()})
+
+
+def _speaker(prediction):
+    """Speakers of two corpora may have one name."""
+    corpus = prediction.get("corpus")
+    return f"{corpus}/{prediction['speaker']}" if corpus else prediction["speaker"]
 
 
 def _folds(predictions):
@@ -586,6 +605,39 @@ def compute_results(
     if random_split:
         logger.warning(RANDOM_SPLIT_WARNING)
         metrics[f"{split}.warning"] = RANDOM_SPLIT_WARNING
+    return metrics
+
+
+def results_by_corpus(predictions, labels, split="test", **options):
+    """Metrics of each corpus of a joint experiment, under keys that begin with ``<split>_<corpus>``.
+
+    Arguments
+    ---------
+    predictions : list of dict
+        With ``corpus``; empty result where there is one corpus or none.
+    labels : sequence of str
+        The K emotion labels.
+    split : str
+        Which split.
+    **options
+        As of :func:`compute_results`.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> scores = {"speech": {"a": 0.0, "b": -1.0}}
+    >>> predictions = [{"id": c, "speaker": c, "corpus": c, "emotion": e, "scores": scores} for c, e in ("Xa", "Yb")]
+    >>> {k: v for k, v in results_by_corpus(predictions, ["a", "b"]).items() if k.endswith("ua")}
+    {'test_X.ser.speech.ua': 1.0, 'test_Y.ser.speech.ua': 0.0}
+    """
+    corpora = sorted({p["corpus"] for p in predictions if p.get("corpus")})
+    metrics = {}
+    for corpus in corpora if len(corpora) > 1 else ():
+        chosen = [p for p in predictions if p.get("corpus") == corpus]
+        metrics.update(compute_results(chosen, labels, split=f"{split}_{corpus}", **options))
     return metrics
 
 
@@ -1106,6 +1158,21 @@ def format_cell(value, decimals=3):
     return str(value)
 
 
+_LATEX = str.maketrans(
+    {
+        **{c: rf"\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+    | {"±": r"$\pm$", "–": "--", "Δ": r"$\Delta$", "<": r"$<$", ">": r"$>$", "|": r"$\mid$"}
+)
+
+
+def _latex(text):
+    return text.translate(_LATEX)
+
+
 def format_table(rows, columns=None, style="markdown", decimals=3):
     """Rows as a table for the terminal or for RESULTS.md.
 
@@ -1117,7 +1184,7 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     columns : sequence of str, optional
         Which columns, in order; default: all, in order of appearance.
     style : str
-        ``markdown`` or ``plain``.
+        ``markdown``, ``plain`` or ``latex`` (a tabular with the rules of the package booktabs).
     decimals : int
         Of numbers with a fraction.
 
@@ -1138,8 +1205,8 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     | a\\|b   | 0.500 |       |
     | probe  |       | 0.020 |
     """
-    if style not in ("markdown", "plain"):
-        raise ValueError(f"style is {style!r}: allowed are markdown and plain")
+    if style not in ("markdown", "plain", "latex"):
+        raise ValueError(f"style is {style!r}: allowed are markdown, plain and latex")
     rows = list(rows)
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -1147,6 +1214,20 @@ def format_table(rows, columns=None, style="markdown", decimals=3):
     if style == "markdown":
         cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     textual = [any(isinstance(row.get(c), str) for row in rows) for c in columns]
+    if style == "latex":
+        lines = [" & ".join(map(_latex, row)) + r" \\" for row in [map(str, columns), *cells]]
+        kinds = "".join("l" if text else "r" for text in textual)
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{{kinds}}}",
+                r"\toprule",
+                lines[0],
+                r"\midrule",
+                *lines[1:],
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
     widths = [max([len(str(c)), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
     aligned = [
         [cell.ljust(w) if text else cell.rjust(w) for cell, w, text in zip(row, widths, textual)]

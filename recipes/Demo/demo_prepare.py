@@ -9,6 +9,7 @@ Run as a program with ``--worker`` it synthesises the jobs that :func:`prepare_d
 
 import hashlib
 import json
+import logging
 import math
 import os
 import subprocess
@@ -22,7 +23,10 @@ from scipy.signal import resample
 from scipy.special import ndtr, ndtri
 from tqdm import tqdm
 
+from speechbrain_emo.dataio.check import check_and_write
 from speechbrain_emo.dataio.espeak import EspeakSynthesizer
+
+logger = logging.getLogger(__name__)
 
 VERSION = 8
 SAMPLE_RATE = 16000
@@ -711,6 +715,16 @@ def prepare_demo(
     counts = validate_demo(manifests)
     for split in SPLITS:
         _write_atomically(save_folder / f"{split}.json", json.dumps(manifests[split], indent=1))
+    roots = {"data_root": str(data_folder)}
+    check_and_write(
+        manifests,
+        data_folder,
+        "the embedded corpus",
+        logger,
+        replacements=roots,
+        audio="headers",
+        progress=False,
+    )
     test = list(manifests["test"].values())
     recalls = oracle_recalls(_parameters(test), [record["emotion"] for record in test])
     report = {

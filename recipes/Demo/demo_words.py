@@ -11,6 +11,7 @@ Run as a program with ``--worker`` it synthesises the jobs that :func:`prepare_d
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import soundfile
 from tqdm import tqdm
 
 from recipes.Demo import demo_prepare as demo
+from speechbrain_emo.dataio.check import check_and_write
 from speechbrain_emo.dataio.espeak import EspeakSynthesizer
 from speechbrain_emo.dataio.manifest import (
     read_manifest,
@@ -29,6 +31,8 @@ from speechbrain_emo.dataio.manifest import (
     write_manifest,
     write_text_atomically,
 )
+
+logger = logging.getLogger(__name__)
 
 WORDS_VERSION = 1
 #: Share of three stretches among the sentences of six words and more.
@@ -391,6 +395,16 @@ def prepare_demo_words(
         validate_manifest(mixed[split], replacements={"data_root": str(data_folder)})
         write_manifest(save_folder / f"{_SINGLE[split]}.json", single[split])
         write_manifest(save_folder / f"{_MIXED[split]}.json", mixed[split])
+    roots = {"data_root": str(data_folder)}
+    check_and_write(
+        mixed,
+        save_folder,
+        "words of mixed emotion",
+        logger,
+        replacements=roots,
+        audio="headers",
+        progress=False,
+    )
     report = {
         "settings": fingerprint,
         **word_oracle(mixed["test"]),

@@ -12,6 +12,7 @@ same utterance after other words. Test voices and sentences occur nowhere in tra
 
 import hashlib
 import json
+import logging
 import random
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from recipes.Demo import demo_prepare as demo
+from speechbrain_emo.dataio.check import check_and_write
 from speechbrain_emo.dataio.manifest import validate_manifest, validate_splits, write_manifest
 from speechbrain_emo.lobes.tiny_llm import build_tiny_llm
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 EMOTIONS = demo.EMOTIONS
@@ -448,7 +452,12 @@ def prepare_demo_dialogue(
     for name, records in manifests.items():
         validate_manifest(records, labels=EMOTIONS, replacements={"data_root": str(data_folder)})
         write_manifest(save_folder / f"{name}.json", records)
-    validate_splits({split: manifests[split] for split in demo.SPLITS})
+    parts = {split: manifests[split] for split in demo.SPLITS}
+    validate_splits(parts)
+    roots = {"data_root": str(data_folder)}
+    check_and_write(
+        parts, data_folder, "embedded dialogues", logger, replacements=roots, audio="headers", progress=False
+    )
     grams = {
         s: set().union(*(demo._ngrams(r["transcript"]) for r in manifests[s].values())) for s in demo.SPLITS
     }

@@ -9,15 +9,9 @@ from pathlib import Path
 
 from recipes.IEMOCAP.iemocap_prepare import prepare_iemocap
 from speechbrain_emo.dataio.audio import AudioError, audio_info
-from speechbrain_emo.dataio.manifest import (
-    Finding,
-    ManifestError,
-    read_manifest,
-    validate_manifest,
-    validate_splits,
-    write_manifest,
-    write_text_atomically,
-)
+from speechbrain_emo.dataio.manifest import Finding, ManifestError, read_manifest, write_manifest
+from speechbrain_emo.dataio.preparation import write_fold
+from speechbrain_emo.dataio.splits import Split
 
 #: Labels in the order of reports.
 EMOTIONS = ("angry", "happy", "neutral", "sad", "surprise")
@@ -42,8 +36,13 @@ def prepare_esd(
     language="en",
     valid_speakers=("0014", "0019"),
     test_speakers=("0013", "0018"),
+    measure=False,
+    check_audio="full",
+    descriptor_cache=None,
+    num_workers=None,
+    progress=True,
 ):
-    """Write train.json, valid.json, test.json and preparation.txt, split by speakers.
+    """Write train.json, valid.json, test.json, preparation.json and data_check.json, split by speakers.
 
     The corpus's own division (``train``, ``evaluation``, ``test``) has all speakers in all parts and is not used.
 
@@ -57,11 +56,20 @@ def prepare_esd(
         ``en``: speakers 0011 to 0020, ``zh``: 0001 to 0010.
     valid_speakers, test_speakers : sequence of str
         Held out; all other speakers of the language train.
+    measure : bool
+        Measure pitch, volume and speed (Mandarin: no speed by syllables).
+    check_audio : str
+        ``full``, ``headers`` or ``off``: how much the data check reads.
+    descriptor_cache : str or pathlib.Path, optional
+        File of measurements.
+    num_workers : int, optional
+        Processes that measure.
+    progress : bool
+        Show progress bars.
 
     Returns
     -------
-    list of Finding
-        Faults of the corpus that were survived.
+    speechbrain_emo.dataio.preparation.Preparation
 
     Raises
     ------
@@ -82,20 +90,34 @@ def prepare_esd(
     if twice:
         raise ValueError(f"speakers {twice} are in valid_speakers and in test_speakers")
     records, findings = read_corpus(data_folder, language)
-    splits = {"train": {}, "valid": {}, "test": {}}
-    for key, record in records.items():
-        part = next((name for name, who in held_out.items() if record["speaker"] in who), "train")
-        splits[part][key] = record
-    for part, members in splits.items():
-        if not members:
-            raise ManifestError(f"{data_folder}: no utterance for {part}; {_WHERE}")
-        findings += validate_manifest(members, EMOTIONS, replacements={"data_root": str(data_folder)})
-    findings += validate_splits(splits)
-    for part, members in splits.items():
-        write_manifest(Path(save_folder) / f"{part}.json", members)
-    text = "".join(f"{finding}\n" for finding in findings)
-    write_text_atomically(Path(save_folder) / "preparation.txt", text or "no findings\n")
-    return findings
+
+    def split(usable):
+        parts = {"train": [], "valid": [], "test": []}
+        for key in sorted(usable):
+            part = next((name for name, who in held_out.items() if usable[key]["speaker"] in who), "train")
+            parts[part].append(key)
+        for part, members in parts.items():
+            if not members:
+                raise ManifestError(f"{data_folder}: no utterance for {part}; {_WHERE}")
+        return Split("official", *(tuple(parts[name]) for name in ("train", "valid", "test")))
+
+    return write_fold(
+        "ESD",
+        records,
+        split,
+        data_folder,
+        save_folder,
+        EMOTIONS,
+        language=language,
+        require_transcript=False,
+        measure=measure,
+        descriptor_cache=descriptor_cache,
+        num_workers=num_workers,
+        progress=progress,
+        settings={"language": language},
+        findings=findings,
+        check_audio=check_audio,
+    )
 
 
 def read_corpus(data_folder, language="en"):

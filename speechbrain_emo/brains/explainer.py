@@ -256,6 +256,8 @@ def as_result(prediction, record, answer_format):
         "descriptors": {n: record.get("descriptors", {}).get(n) for n in descriptor_names},
         "answer": prediction.generated,
     }
+    # Only where the manifest knows them: other corpora's lines stay as they are.
+    line.update({key: record[key] for key in ("corpus", "soft_labels") if record.get(key) is not None})
     if prediction.generated is not None:
         line["hypothesis"] = fields.get(TRANSCRIPT) or ""
         line["predicted_descriptors"] = {

@@ -271,9 +271,27 @@ class SpeechData(Dataset):
             return True
         return keyed_random(self.seed, key, epoch, self.records[number]["id"], "corpus").random() < share
 
-    def all_items(self, tasks):
-        """Every record under every one of the tasks that it has an answer for (validation)."""
-        return [Item(i, t) for t in tasks for i in range(len(self.records)) if self._applies(i, t)]
+    def all_items(self, tasks, corpora=None):
+        """Every record under every one of the tasks that it has an answer for (validation).
+
+        Arguments
+        ---------
+        tasks : sequence of str
+            Names of tasks.
+        corpora : dict of str to float, optional
+            Shares of corpora, as of a phase: records of a corpus with share 0 take no part, so that a phase that does
+            not
+            train on a corpus is not judged by it either.
+
+        Returns
+        -------
+        list of Item
+        """
+        shares = corpora or {}
+        numbers = [
+            i for i in range(len(self.records)) if shares.get(self.records[i].get("corpus"), 1.0) > 0.0
+        ]
+        return [Item(i, t) for t in tasks for i in numbers if self._applies(i, t)]
 
     def __len__(self):
         return len(self.records)
@@ -303,6 +321,11 @@ class SpeechData(Dataset):
         rows, offsets, audios, seeds, kinds, sources = [], [], [], [], set(), []
         for item in items:
             record, task = self.records[item.record], self.tasks[item.task]
+            if epoch and phase is not None and phase.draw_votes and record.get("soft_labels"):
+                votes = sorted(record["soft_labels"].items())
+                draw = keyed_random(self.seed, phase_key, epoch, record["id"], "votes")
+                (emotion,) = draw.choices([label for label, _ in votes], [share for _, share in votes])
+                record = {**record, "emotion": emotion}
             rng = keyed_random(self.seed, phase_key, epoch, record["id"], "prompt") if epoch else None
             drawn = {}
             if phase is not None:

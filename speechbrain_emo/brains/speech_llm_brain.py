@@ -171,13 +171,24 @@ class SpeechLLMBrain(sb.Brain):
             )
         elif stage == sb.Stage.VALID:
             phase, rank_world = self.position.phase, _world()
-            items = self.valid_data.all_items(sorted(phase.tasks)) if self._validates() else []
+            items = self.valid_data.all_items(sorted(phase.tasks), phase.corpora) if self._validates() else []
+            if self._validates() and not items and len(self.valid_data):
+                raise ValueError(
+                    f"phase {phase.name!r}: no validation record has an answer for {', '.join(sorted(phase.tasks))} "
+                    f"in the "
+                    f"corpora that it trains on (corpora: {dict(phase.corpora)})"
+                )
             self.valid_sampler.plans = self.valid_planner.plan_evaluation(
                 items, self.position.key, *rank_world
             )
 
     def _plans(self, position, epoch):
         items = self.train_data.draw_items(position.phase, position.key, epoch)
+        if not items:
+            raise ValueError(
+                f"phase {position.phase.name!r}: no training record has an answer for "
+                f"{', '.join(sorted(position.phase.tasks))} (corpora: {dict(position.phase.corpora)})"
+            )
         rank, world_size = _world()
         return self.train_planner.plan(
             items,

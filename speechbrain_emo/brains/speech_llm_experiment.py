@@ -437,6 +437,7 @@ class SpeechLLMExperiment:
                 lines, split="test", java=settings.get("java", False), **arguments
             )
             metrics.update(prompt_spread(lines, labels))
+            metrics.update(results.results_by_corpus(lines, java=False, **arguments))
             if changes is not None:
                 names = ("prefix_changes", "score_change", "prefix_checked")
                 metrics.update({f"test.ser.own_chain.{n}": v for n, v in zip(names, changes)})

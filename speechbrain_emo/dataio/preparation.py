@@ -8,7 +8,9 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from speechbrain_emo.dataio.check import check_and_write
 from speechbrain_emo.dataio.descriptors import VALUES, describe, fit_thresholds, measure_manifest
+from speechbrain_emo.dataio.labels import apply_label_map, automatic_map, mapped_corpora, read_label_map
 from speechbrain_emo.dataio.manifest import (
     Finding,
     ManifestError,
@@ -64,8 +66,10 @@ def write_fold(
     progress=True,
     settings=None,
     findings=(),
+    check_audio="full",
+    max_duration=None,
 ):
-    """Write train.json, valid.json, test.json, thresholds.json and preparation.json of one fold.
+    """Write train.json, valid.json, test.json, thresholds.json, preparation.json and data_check.json of one fold.
 
     Descriptors that a record already has are kept; the others are measured, with thresholds fitted on the
     training part only.
@@ -100,6 +104,12 @@ def write_fold(
         What else preparation.json says.
     findings : sequence of Finding
         What reading the corpus found.
+    check_audio : str
+        How much of the audio the data check reads (see :func:`speechbrain_emo.dataio.check.check_splits`):
+        ``headers`` for
+        corpora of hundreds of hours.
+    max_duration : float, optional
+        Seconds; longer audio is a finding of the data check.
 
     Returns
     -------
@@ -122,7 +132,8 @@ def write_fold(
     >>> done = write_fold("Small", records, lambda r: leave_one_speaker_out(r, "b", 1), folder, folder / "b", ["joy"],
     ...                   progress=False)
     >>> sorted(p.name for p in (folder / "b").iterdir())
-    ['descriptors.jsonl', 'preparation.json', 'test.json', 'thresholds.json', 'train.json', 'valid.json']
+    ['audio_check.jsonl', 'data_check.json', 'descriptors.jsonl', 'preparation.json', 'test.json', 'thresholds.json',
+    'train.json', 'valid.json']
     """
     data_folder, save_folder, findings = Path(data_folder), Path(save_folder), list(findings)
     for record in records.values():
@@ -176,6 +187,20 @@ def write_fold(
         thresholds_file = str(save_folder / "thresholds.json")
         write_text_atomically(thresholds_file, json.dumps(thresholds.to_dict(), indent=1) + "\n")
     digest = split_hash(parts)
+    check = check_and_write(
+        parts,
+        save_folder,
+        corpus,
+        logger,
+        labels=labels,
+        replacements=replacements,
+        audio=check_audio,
+        max_duration=max_duration,
+        # Folds that share their measurements share this too.
+        cache_file=Path(descriptor_cache or save_folder / "descriptors").with_name("audio_check.jsonl"),
+        num_workers=num_workers,
+        progress=progress,
+    )
     summary = {
         "corpus": corpus,
         "fold": split.fold,
@@ -188,6 +213,7 @@ def write_fold(
         },
         "split_hash": digest,
         "findings": [str(finding) for finding in findings],
+        "data_check": {f.kind: f.count for f in check.findings},
     }
     write_text_atomically(
         save_folder / "preparation.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
@@ -200,7 +226,16 @@ def write_fold(
     return Preparation(manifests, thresholds_file, digest, tuple(findings))
 
 
-def prepare_corpora(data_folder, save_folder, corpora, folders=None, skip_missing=False):
+def prepare_corpora(
+    data_folder,
+    save_folder,
+    corpora,
+    folders=None,
+    skip_missing=False,
+    label_map=None,
+    labels=None,
+    test_corpora=None,
+):
     """Prepare several corpora and join them into one train.json, valid.json and test.json.
 
     Ids get the corpus's name before them; ``corpus`` of a record says where it comes from, which phases use for shares
@@ -220,6 +255,15 @@ def prepare_corpora(data_folder, save_folder, corpora, folders=None, skip_missin
     skip_missing : bool
         Go on without corpora that are absent or faulty, as long as one is left, and log their messages. False: an
         error that names all of them and where to get them.
+    label_map : str or pathlib.Path, optional
+        YAML or JSON: corpus -> their label -> our label, null to leave a record out (see
+        :func:`speechbrain_emo.dataio.labels.read_label_map`). Corpora that it does not name keep their labels.
+    labels : sequence of str, optional
+        The common labels. With them, spellings that mean one of them need no map; a record with any other label is
+        left out
+        and counted.
+    test_corpora : sequence of str, optional
+        Corpora whose test part is tested. Default: all.
 
     Returns
     -------
@@ -243,6 +287,11 @@ def prepare_corpora(data_folder, save_folder, corpora, folders=None, skip_missin
     unknown = sorted(set(folders or {}) - set(corpora))
     if unknown:
         raise ValueError(f"folders names {unknown}, which are not among the corpora {', '.join(corpora)}")
+    strange = sorted(set(test_corpora or ()) - set(corpora))
+    if strange:
+        raise ValueError(
+            f"test_corpora names {strange}, which are not among the corpora {', '.join(corpora)}"
+        )
     parts = {"train": {}, "valid": {}, "test": {}}
     findings, faults, settings = [], {}, {}
     for name, prepare in corpora.items():
@@ -256,7 +305,12 @@ def prepare_corpora(data_folder, save_folder, corpora, folders=None, skip_missin
         settings[name] = done.split_hash
         root = folder.relative_to(data_folder).as_posix() if folder.is_relative_to(data_folder) else None
         for part, path in done.manifests.items():
-            for key, record in json.loads(Path(path).read_text(encoding="utf-8")).items():
+            records = json.loads(Path(path).read_text(encoding="utf-8"))
+            if part == "test" and test_corpora is not None and name not in test_corpora:
+                records = {}
+            records, notes = _common_labels(name, records, label_map, labels)
+            findings += [Finding(f"{name} {part}", note.message) for note in notes]
+            for key, record in records.items():
                 place = (
                     str(folder) if root is None else "{data_root}" if root == "." else f"{{data_root}}/{root}"
                 )
@@ -271,6 +325,9 @@ def prepare_corpora(data_folder, save_folder, corpora, folders=None, skip_missin
     for part, path in manifests.items():
         write_manifest(path, parts[part])
     digest = split_hash(parts)
+    # Between corpora: each has looked at its own audio already.
+    roots = {"data_root": str(data_folder)}
+    check_and_write(parts, save_folder, "all corpora", logger, labels=labels, replacements=roots, audio="off")
     summary = {
         "corpora": settings,
         "num_records": {
@@ -284,6 +341,19 @@ def prepare_corpora(data_folder, save_folder, corpora, folders=None, skip_missin
         save_folder / "preparation.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
     )
     return Preparation(manifests, None, digest, tuple(findings))
+
+
+def _common_labels(corpus, records, label_map, labels):
+    """Records under the common labels, and what was left out."""
+    if label_map is None and labels is None:
+        return records, []
+    present = {r["emotion"] for r in records.values() if r.get("emotion") is not None}
+    chosen = {k: v for k, v in automatic_map(present, labels).items() if v is not None} if labels else {}
+    if label_map is not None and corpus in mapped_corpora(label_map):
+        chosen.update(read_label_map(label_map, corpus))
+        # A part may lack a label of the map: that is for the check to say, not a misspelling.
+        chosen = {k: v for k, v in chosen.items() if k in present}
+    return apply_label_map(records, chosen, labels)
 
 
 def _moved(value, place):

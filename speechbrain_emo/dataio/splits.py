@@ -223,6 +223,187 @@ def sentence_groups(sentences, num_groups=2):
     return [tuple(sorted(names[g::num_groups])) for g in range(num_groups)]
 
 
+def speaker_folds(records, fold, num_folds=5, num_valid_speakers=2, seed=0):
+    """Test on one of several groups of speakers; the groups are drawn once, by gender.
+
+    The groups depend on the speakers and ``num_folds`` only, so that runs with different seeds can be compared. As many
+    folds as speakers leave one speaker out. Where too few speakers are left to validate on, every tenth sentence of the
+    training speakers validates, and a warning says so.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record with ``speaker``, ``gender`` and, for the last resort, ``sentence`` or ``transcript``.
+    fold : str or int
+        ``1`` to ``num_folds``.
+    num_folds : int
+        Groups, at least 2 and at most the number of speakers.
+    num_valid_speakers : int
+        Speakers of the other groups that validate.
+    seed : int
+        Which validation speakers are drawn.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ValueError
+        If the fold does not exist or there are fewer speakers than folds.
+
+    Example
+    -------
+    >>> records = {f"{s}{i}": {"speaker": s, "gender": None, "sentence": i} for s in "abcdef" for i in range(2)}
+    >>> split = speaker_folds(records, 1, num_folds=3, num_valid_speakers=1)
+    >>> [len({i[0] for i in ids}) for ids in split.parts().values()]
+    [3, 1, 2]
+    """
+    genders = {r["speaker"]: str(r.get("gender")) for r in records.values()}
+    if not 2 <= num_folds <= len(genders):
+        raise ValueError(f"num_folds is {num_folds}; allowed: 2 to the number of speakers, {len(genders)}")
+    if str(fold) not in {str(n) for n in range(1, num_folds + 1)}:
+        raise ValueError(f"fold is {fold!r}; allowed: 1 to {num_folds}")
+    names = sorted(genders)
+    random.Random("speaker folds").shuffle(names)
+    names.sort(key=genders.get)
+    test_speakers = set(names[int(fold) - 1 :: num_folds])
+    rest = {i: r for i, r in records.items() if r["speaker"] not in test_speakers}
+    test = tuple(sorted(set(records) - set(rest)))
+    num_left = len({r["speaker"] for r in rest.values()})
+    if 0 < num_valid_speakers < num_left:
+        chosen = set(choose_valid_speakers(rest, num_valid_speakers, seed, key=str(fold)))
+        valid = {i for i, r in rest.items() if r["speaker"] in chosen}
+        return Split(str(fold), tuple(sorted(set(rest) - valid)), tuple(sorted(valid)), test)
+    said = {i: str(r.get("sentence") or r.get("transcript") or i) for i, r in rest.items()}
+    sentences = sorted(set(said.values()))
+    random.Random(f"validation sentences/{seed}").shuffle(sentences)
+    held_out = set(sentences[: max(len(sentences) // 10, 1)])
+    valid = {i for i in rest if said[i] in held_out}
+    warning = (
+        f"{num_left} training speakers are too few to take {max(num_valid_speakers, 1)} for validation: the "
+        f"validation part holds "
+        "other sentences of the training speakers; the test speakers are new"
+    )
+    train = tuple(sorted(set(rest) - valid))
+    return Split(str(fold), train, tuple(sorted(valid)), test, speaker_independent=False, warnings=(warning,))
+
+
+def official_split(records, names=None):
+    """The parts that a corpus says itself (``subset`` of its records).
+
+    Arguments
+    ---------
+    records : dict
+        id -> record; those without a ``subset`` are in no part.
+    names : dict, optional
+        Part -> values of ``subset``. Default: train, valid and test, each its own.
+
+    Returns
+    -------
+    Split
+        ``speaker_independent`` is what is the case; where it is not, a warning says so.
+
+    Example
+    -------
+    >>> records = {"a": {"subset": "train", "speaker": "1"}, "b": {"subset": "test", "speaker": "1"}}
+    >>> split = official_split(records)
+    >>> split.train, split.test, split.speaker_independent
+    (('a',), ('b',), False)
+    """
+    names = names or {part: (part,) for part in ("train", "valid", "test")}
+    parts = {p: tuple(sorted(i for i, r in records.items() if r.get("subset") in names[p])) for p in names}
+    speakers = [
+        {records[i]["speaker"] for i in ids if not records[i].get("speaker_unknown")}
+        for ids in parts.values()
+    ]
+    shared = set.union(*(a & b for n, a in enumerate(speakers) for b in speakers[n + 1 :]))
+    unknown = any(r.get("speaker_unknown") for r in records.values())
+    warnings = ()
+    if shared:
+        warnings = (
+            f"{len(shared)} speakers are in more than one of the corpus's own parts: not speaker-independent",
+        )
+    elif unknown:
+        warnings = ("speakers are not known: nobody can say whether the parts share some",)
+    return Split(
+        "official",
+        parts["train"],
+        parts["valid"],
+        parts["test"],
+        speaker_independent=not shared and not unknown,
+        warnings=warnings,
+    )
+
+
+def hashed_split(records, valid_share=0.01, test_share=0.01, group="speaker"):
+    """Parts by a hash of each group's name: the same for a corpus that grows or is read in part.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record.
+    valid_share, test_share : float
+        Shares of the groups, in [0, 1), together below 1.
+    group : str
+        Key of the records whose values are kept together.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ValueError
+        If the shares are not allowed.
+
+    Example
+    -------
+    >>> records = {str(i): {"speaker": str(i // 2)} for i in range(200)}
+    >>> parts = hashed_split(records, 0.2, 0.2).parts()
+    >>> {int(i) // 2 for i in parts["train"]} & {int(i) // 2 for i in parts["test"]}, 20 < len(parts["test"]) < 60
+    (set(), True)
+    """
+    if valid_share < 0 or test_share < 0 or valid_share + test_share >= 1:
+        raise ValueError(
+            f"valid_share {valid_share} and test_share {test_share} must be at least 0 and together below 1"
+        )
+    parts = {"train": [], "valid": [], "test": []}
+    for key in sorted(records):
+        place = random.Random(f"hashed split/{records[key][group]}").random()
+        name = "test" if place < test_share else "valid" if place < test_share + valid_share else "train"
+        parts[name].append(key)
+    return Split("hashed", *(tuple(parts[name]) for name in ("train", "valid", "test")))
+
+
+def best_split(records, fold="1", num_folds=5, num_valid_speakers=2, seed=0):
+    """The strictest split that the records allow: the corpus's own, by speakers, or at random with a warning.
+
+    Arguments
+    ---------
+    records : dict
+        id -> record.
+    fold, num_folds, num_valid_speakers, seed :
+        As in :func:`speaker_folds`, where the records say no parts. ``num_folds`` is at most the number of speakers.
+
+    Returns
+    -------
+    Split
+
+    Example
+    -------
+    >>> records = {str(i): {"speaker": "unknown", "speaker_unknown": True} for i in range(10)}
+    >>> best_split(records).fold
+    'random'
+    """
+    if any(r.get("subset") for r in records.values()):
+        return official_split(records)
+    known = {r["speaker"] for r in records.values() if not r.get("speaker_unknown")}
+    if len(known) < 2 or any(r.get("speaker_unknown") for r in records.values()):
+        return random_split(records, 0.1, 0.2, seed)
+    return speaker_folds(records, fold, min(num_folds, len(known)), num_valid_speakers, seed)
+
+
 def random_split(records, valid_share=0.1, test_share=0.1, seed=0):
     """Split utterances at random, speakers mixed: for debugging only; logs and returns a warning.
 

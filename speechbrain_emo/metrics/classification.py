@@ -89,6 +89,8 @@ class SpeakerInterval:
         Interval of the mean recall.
     wa : Interval
         Interval of the accuracy.
+    macro_f1, weighted_f1 : Interval
+        Intervals of the mean F1 over the classes that occur, unweighted and by their number.
     num_speakers : int
         How many speakers were resampled.
     num_resamples : int
@@ -99,6 +101,8 @@ class SpeakerInterval:
 
     ua: Interval
     wa: Interval
+    macro_f1: Interval
+    weighted_f1: Interval
     num_speakers: int
     num_resamples: int
     level: float
@@ -159,6 +163,16 @@ def _recalls(confusion):
     return np.divide(correct, total, out=np.full_like(correct, np.nan), where=total > 0)
 
 
+def _f1_means(confusion):
+    """(macro, weighted) F1 over the classes that occur; confusion (..., K, K + 1)."""
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
+    total, answered = confusion.sum(-1).astype(float), confusion.sum(-2)[..., :-1].astype(float)
+    f1 = np.divide(2 * correct, total + answered, out=np.zeros_like(correct), where=total + answered > 0)
+    present = total > 0
+    macro = (f1 * present).sum(-1) / present.sum(-1)
+    return macro, (f1 * total).sum(-1) / total.sum(-1)
+
+
 def classification_scores(references, predictions, labels):
     """Score predicted labels against the reference ones.
 
@@ -213,7 +227,7 @@ def classification_scores(references, predictions, labels):
 def speaker_interval(
     references, predictions, speakers, labels, num_resamples=10000, level=0.95, seed=0
 ) -> SpeakerInterval | None:
-    """Percentile bootstrap interval of UA and WA over speakers.
+    """Percentile bootstrap interval of UA, WA and F1 over speakers.
 
     Utterances of one speaker are not independent, hence whole speakers are drawn with replacement
     (cluster bootstrap: A. C. Davison and D. V. Hinkley 1997, "Bootstrap Methods and their Application",
@@ -274,6 +288,7 @@ def speaker_interval(
     confusions = np.tensordot(draws, by_speaker, axes=1)
     ua = np.nanmean(_recalls(confusions), axis=-1)
     wa = np.diagonal(confusions, axis1=1, axis2=2).sum(-1) / confusions.sum((1, 2))
+    f1_macro, f1_weighted = _f1_means(confusions)
     tail = 50 * (1 - level)
 
     def interval(values, estimate):
@@ -281,9 +296,12 @@ def speaker_interval(
         return Interval(estimate=float(estimate), low=float(low), high=float(high))
 
     total = by_speaker.sum(0)
+    macro, weighted = _f1_means(total)
     return SpeakerInterval(
         ua=interval(ua, np.nanmean(_recalls(total))),
         wa=interval(wa, np.trace(total[:, :num_labels]) / total.sum()),
+        macro_f1=interval(f1_macro, macro),
+        weighted_f1=interval(f1_weighted, weighted),
         num_speakers=len(names),
         num_resamples=num_resamples,
         level=level,

@@ -56,7 +56,13 @@ class Phase:
     records_per_epoch : int, optional
         Records drawn for an epoch; default all.
     corpora : dict of str to float
-        Share in [0, 1] of the records of a corpus (a record's ``corpus``) that an epoch draws; 1 where not named.
+        Share in [0, 1] of the records of a corpus (a record's ``corpus``) that an epoch draws; 1 where not named. A
+        corpus
+        with share 0 takes no part in the phase's validation either.
+    draw_votes : bool
+        The emotion to learn is drawn anew for every epoch from the listeners' votes (``soft_labels``) of records that
+        have
+        them: over the epochs the expected loss is the cross-entropy against the votes.
 
     Raises
     ------
@@ -87,6 +93,7 @@ class Phase:
     keep_optimizer: bool = False
     records_per_epoch: int | None = None
     corpora: dict[str, float] = field(default_factory=dict)
+    draw_votes: bool = False
 
     def __post_init__(self):
         def fail(name, value, allowed):

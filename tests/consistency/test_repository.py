@@ -147,6 +147,7 @@ def test_a_recipe_is_complete_and_named_in_the_readme(recipe):
     module = f"recipes.{recipe.name}.{dataset}_prepare"
     experiments = [p.read_text(encoding="utf-8") for p in (REPOSITORY / "hparams").glob("*.yaml")]
     own = list((REPOSITORY / "hparams").glob(f"{dataset}_*.yaml"))
+    own += list((REPOSITORY / "hparams" / "corpora").glob(f"{dataset}.yaml"))
     assert own or any(module in text for text in experiments), (
         f"no experiment in hparams/ prepares {recipe.name}"
     )

@@ -35,7 +35,7 @@ def load(folder, part):
 
 
 def test_speakers_are_in_one_part_only(tree, tmp_path):
-    findings = prepare_esd(tree, tmp_path / "out")
+    findings = prepare_esd(tree, tmp_path / "out", progress=False).findings
     parts = {part: load(tmp_path / "out", part) for part in ("train", "valid", "test")}
     assert {part: len(records) for part, records in parts.items()} == {"train": 90, "valid": 30, "test": 30}
     assert {r["speaker"] for r in parts["test"].values()} == {"0013", "0018"}
@@ -70,14 +70,17 @@ def test_faults_are_survived_and_listed(tree, tmp_path):
     text = (tree / "0015" / "0015.txt").read_text(encoding="utf-8")
     changed = text.replace("keep 1.\tSad", "keep 1.\tHappy").replace("0015_000001", "broken line")
     (tree / "0015" / "0015.txt").write_text(changed, encoding="utf-8")
-    findings = [str(f) for f in prepare_esd(tree, tmp_path / "out")]
+    findings = [str(f) for f in prepare_esd(tree, tmp_path / "out", progress=False).findings]
     assert any(f.startswith("0011_000352: left out") for f in findings)
     assert any("0012.txt: missing" in f for f in findings)
     assert any("says Happy, the folder sad" in f for f in findings)
     assert any("line left out" in f for f in findings)
     assert "0011_000352" not in load(tmp_path / "out", "train")
     assert load(tmp_path / "out", "train")["0012_000001"]["transcript"] is None
-    assert (tmp_path / "out" / "preparation.txt").read_text().count("\n") == len(findings)
+    written = json.loads((tmp_path / "out" / "preparation.json").read_text(encoding="utf-8"))
+    assert len(written["findings"]) == len(findings)
+    # All recordings of the tree are one tone: the check that every preparation runs says so.
+    assert "identical_in_splits" in written["data_check"]
 
 
 def test_what_is_no_esd_is_said_with_the_way_to_get_it(tree, tmp_path):

@@ -109,6 +109,8 @@ def test_faults_are_reported(tree, tmp_path, monkeypatch):
     soundfile.write(tree / "long.wav", np.zeros(16000 * 50), 16000)
     (tree / "wav16k" / "test").mkdir(parents=True)
     (tree / "long.wav").rename(tree / "wav16k" / "test" / "dia1_utt1.wav")
+    (tree / "wav16k" / "dev").mkdir(parents=True)
+    soundfile.write(tree / "wav16k" / "dev" / "dia1_utt1.wav", np.zeros(16000), 16000)
     table = tree / "dev_sent_emo.csv"
     broken = [
         line(7, 110, 7),
@@ -131,6 +133,11 @@ def test_faults_are_reported(tree, tmp_path, monkeypatch):
         r"dev_sent_emo.csv: 10 rows; the complete table has 1109",
     ):
         assert re.search(words, found), words
+    check = json.loads((tmp_path / "out" / "data_check.json").read_text(encoding="utf-8"))
+    kinds = {f["kind"]: f["items"] for f in check["findings"]}
+    # A silent clip is listed, and that all six main characters are in all parts.
+    assert kinds["silent"] == ["wav16k/dev/dia1_utt1.wav"]
+    assert "speaker_in_splits" in kinds
     assert len(load(done, "test")) == 2 and not list((tree / "wav16k").rglob("*.part.wav"))
 
 
