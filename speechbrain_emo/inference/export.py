@@ -574,7 +574,7 @@ def _card_facts(arguments, model, encoder, answer_format, settings, facts):
     """What the model card says, as far as the model itself knows."""
     trained = sum(p.numel() for p in model.front_end.parameters())
     if model.llm.has_lora:
-        trained += sum(p.numel() for m in model.llm.trainable_groups()["llm.lora"] for p in m.parameters())
+        trained += sum(p.numel() for m in model.llm.lora_modules() for p in m.parameters())
     own = {
         "labels": _labels(answer_format),
         "interface": "EmotionalChat" if "dialogue_task" in settings else "EmotionExplainer",
