@@ -115,9 +115,9 @@ class PositionKinds:
     >>> state = PositionKinds()
     >>> kinds = torch.tensor([[1, 3, 3]])
     >>> with state.scope(kinds, ("padding", "text", "answer", "emotion")):
-    ...     state.enter(1, 2, 2, "cpu")  # two positions after one that is cached: one of the prompt's and one beyond
+    ...     state.enter(2, 1, 2, "cpu")  # after two cached positions: the last of the prompt, and one of the answer
     ...     state.gate((("emotion", frozenset({"emotion"}), 4.0, 1),), torch.float32).flatten().tolist()
-    [4.0, 4.0]
+    [4.0, 0.0]
     """
 
     def __init__(self):

@@ -2,6 +2,7 @@
 
 from .packer import PackedBatch, PackedRow, Packer, SlotIndex
 from .segments import AnswerField, Example, Slot, Turn
+from .next_line import EmotionTask, NextLineTask
 from .tasks import AnswerFormat, ChoiceTask, DialogueTask, InstructionTask, keyed_random, keyed_seed
 
 __all__ = [
