@@ -245,7 +245,9 @@ def _turns(lines, made=None, folder_of=None):
 
 
 def _settings(sizes, seed):
-    names = "VERSION EMOTIONS INTENSITIES STRENGTH SPREAD CUES P_RULE P_CUE P_SAME LENGTHS MAX_HISTORY".split()
+    names = (
+        "VERSION EMOTIONS INTENSITIES STRENGTH SPREAD CUES P_RULE P_CUE P_SAME LENGTHS MAX_HISTORY".split()
+    )
     constants = {name: globals()[name] for name in names}
     base = {name: value for name, value in vars(demo).items() if name.isupper()}
     pools = [dialogues.THINGS, dialogues.ADJECTIVES, dialogues.PEOPLE, dialogues.PLACES, dialogues.VERBS]
@@ -332,9 +334,7 @@ def prepare_demo_conversation(
                     "words": made[line["key"]]["words"],
                     "phones": made[line["key"]]["phones"],
                 }
-    held_out = [
-        " ".join(line["text"].split()[1:]) for s in ("test", "valid") for t in talks[s] for line in t
-    ]
+    held_out = [" ".join(line["text"].split()[1:]) for s in ("test", "valid") for t in talks[s] for line in t]
     for name, part, num in (("train", "text_train", sizes["text"]), ("valid", "text_valid", 30)):
         for number, lines in enumerate(_conversations(num, part, seed, held_out)):
             manifests[name].update(
@@ -364,7 +364,8 @@ def prepare_demo_conversation(
         path.unlink()
     work.rmdir()
     print(
-        f"demo conversations: {len(lines_of)} lines, {report['hours']:.2f} h, records {report['num']}; {_oracle_line(report)}"
+        f"demo conversations: {len(lines_of)} lines, {report['hours']:.2f} h, records {report['num']}; "
+        f"{_oracle_line(report)}"
     )
     return report
 
@@ -425,9 +426,7 @@ def prepare_conversation_text(
             name = f"{part}_{number:05d}"
             last = records_of_lines(turns, name, min_history=len(turns) - 1, corpus="reading")
             # A source of text has no recording: the emotion of "the recording" is read from its label.
-            parts[part].update(
-                {k: {**r, "audios": [{"wav": "", "duration": 0.0}]} for k, r in last.items()}
-            )
+            parts[part].update({k: {**r, "audios": [{"wav": "", "duration": 0.0}]} for k, r in last.items()})
     Path(save_folder).mkdir(parents=True, exist_ok=True)
     for part, records in parts.items():
         write_manifest(Path(save_folder) / f"{part}.json", records)
@@ -437,4 +436,3 @@ def prepare_conversation_text(
     texts += [w for wording in wordings for w in [wording] * 40]
     build_tiny_llm(llm_folder, texts, vocab_size=vocab_size, seed=seed, **(model or {}))
     stamp.write_text(wanted, encoding="utf-8")
-

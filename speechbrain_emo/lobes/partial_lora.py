@@ -65,7 +65,8 @@ def adapter_settings(lora):
     Arguments
     ---------
     lora : mapping of str to mapping
-        Adapter -> ``kinds`` and any of ``r``, ``lora_alpha``, ``lora_dropout``, ``target_modules``.
+        Adapter -> ``kinds`` (none: the adapter is left out, for an ablation) and any of ``r``, ``lora_alpha``,
+        ``lora_dropout``, ``target_modules``.
 
     Returns
     -------
@@ -91,11 +92,8 @@ def adapter_settings(lora):
             )
         values["kinds"] = [str(k) for k in values["kinds"]]
         values["target_modules"] = [str(m) for m in values["target_modules"]]
-        if not values["kinds"] or not values["target_modules"]:
-            raise ValueError(
-                f"lora.{name}: kinds and target_modules name at least one each; given {values['kinds']} and "
-                f"{values['target_modules']}"
-            )
+        if not values["target_modules"]:
+            raise ValueError(f"lora.{name}: target_modules is empty; name at least one, for example q_proj")
         if int(values["r"]) < 1 or not 0 <= float(values["lora_dropout"]) < 1:
             raise ValueError(
                 f"lora.{name}: r is {values['r']} and lora_dropout {values['lora_dropout']}; allowed: r from 1, "
@@ -315,7 +313,10 @@ class PartialLoRA:
     """
 
     def __init__(self, model, lora):
-        self.settings = adapter_settings(lora)
+        given = adapter_settings(lora)
+        #: Names of all adapters, also of those that are bound to nothing and left out.
+        self.names = tuple(given)
+        self.settings = {name: s for name, s in given.items() if s["kinds"]}
         self.state = PositionKinds()
         self.model_name = getattr(model, "name_or_path", None) or None
         self.layers = {}

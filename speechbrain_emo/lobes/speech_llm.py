@@ -438,7 +438,7 @@ class SpeechLLM(nn.Module):
             if id(module) not in inside and next(module.parameters(recurse=False), None) is not None
         ]
         if self.partial is not None:
-            named = {f"llm.lora.{name}": self.partial.modules(name) for name in self.partial.settings}
+            named = {f"llm.lora.{name}": self.partial.modules(name) for name in self.partial.names}
             return {**named, "llm.base": base}
         return {"llm.lora": adapters, "llm.base": base}
 
