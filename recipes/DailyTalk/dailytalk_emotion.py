@@ -136,6 +136,49 @@ def dialogues_of_tests(folder):
     return found
 
 
+def repeated_dialogues(known, test, shared_lines=2, min_words=6):
+    """Dialogues that are a test dialogue under another number: DailyTalk has some conversations twice.
+
+    Arguments
+    ---------
+    known, test : dict
+        id -> record.
+    shared_lines : int
+        So many lines of ``min_words`` words or more in common make two dialogues the same one.
+    min_words : int
+        Shorter lines are everybody's.
+
+    Returns
+    -------
+    dict
+        Dialogue of ``known`` -> dialogue of ``test``.
+
+    Example
+    -------
+    >>> def talk(name, *lines):
+    ...     turns = [make_turn("user", line, None, "0", None, "sad") for line in lines]
+    ...     return {f"d{name}": next_line_record(turns[:-1], turns[-1], name)}
+    >>> first, second = "we went to the sea last week", "and it rained on all the days"
+    >>> repeated_dialogues(talk("1", first, second, "oh"), talk("2", first, second))
+    {'1': '2'}
+    """
+    owners = {}
+    for record in test.values():
+        for line in _long_lines(record, min_words):
+            owners.setdefault(line, set()).add(record["dialogue"])
+    common = {}
+    for record in known.values():
+        for line in _long_lines(record, min_words):
+            for other in owners.get(line, ()):
+                common.setdefault((record["dialogue"], other), set()).add(line)
+    return {one: two for (one, two), lines in sorted(common.items()) if len(lines) >= shared_lines}
+
+
+def _long_lines(record, min_words):
+    lines = (" ".join(t["text"].lower().split()) for t in (*record["turns"], record["response"]))
+    return [line for line in lines if len(line.split()) >= min_words]
+
+
 def prepare_dailytalk_emotion(
     annotation_folder,
     save_folder,
@@ -185,13 +228,17 @@ def prepare_dailytalk_emotion(
     test, more = read_annotations(folder / test_file)
     findings += more
     tested = dialogues_of_tests(folder) | {r["dialogue"] for r in test.values()}
+    repeated = repeated_dialogues({k: r for k, r in known.items() if r["dialogue"] not in tested}, test)
+    for one, two in repeated.items():
+        findings.append(Finding(f"d{one}", f"the same conversation as d{two} of the test file: left out"))
+    tested |= set(repeated)
     kept = {k: r for k, r in known.items() if r["dialogue"] not in tested}
     dropped = len({r["dialogue"] for r in known.values()} & tested)
     findings.append(
         Finding(
             train_file,
-            f"{len(known) - len(kept)} of {len(known)} rows are of {dropped} dialogues that a test file names: "
-            "left out",
+            f"{len(known) - len(kept)} of {len(known)} rows are of {dropped} dialogues that a test file names, or "
+            "that repeat one: left out",
         )
     )
     names = sorted({r["dialogue"] for r in kept.values()}, key=int)

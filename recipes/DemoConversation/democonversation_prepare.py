@@ -261,7 +261,7 @@ def prepare_demo_conversation(
     num_train=240,
     num_valid=24,
     num_test=48,
-    num_text=1200,
+    num_text=700,
     seed=1234,
     num_processes=2,
 ):
@@ -375,6 +375,35 @@ def _oracle_line(report):
         f"oracle of the next line on test, from the true history and the words: emotion {report['emotion']:.3f} "
         f"(expected {report['expected']:.3f}), emotion and intensity {report['pair']:.3f}"
     )
+
+
+def prepare_demo_lines(data_folder, manifest_folder, save_folder, valid_every=20, test_every=12):
+    """Lines for the synthesiser: those of the training voices, whole conversations held out.
+
+    Arguments
+    ---------
+    data_folder, manifest_folder : str
+        Of the conversations, which are made where they are not there.
+    save_folder : str
+        Where ``train.json``, ``valid.json`` and ``test.json`` go.
+    valid_every, test_every : int
+        Every so many-th conversation is held out.
+    """
+    prepare_demo_conversation(data_folder, manifest_folder)
+    lines = json.loads((Path(manifest_folder) / "lines.json").read_text(encoding="utf-8"))
+    parts = {"train": {}, "valid": {}, "test": {}}
+    for key, record in lines.items():
+        split, number, _ = key.split("_")
+        if split != "train":
+            continue
+        part = "train"
+        if int(number) % test_every == 0:
+            part = "test"
+        elif int(number) % valid_every == 1:
+            part = "valid"
+        parts[part][key] = record
+    for part, records in parts.items():
+        write_manifest(Path(save_folder) / f"{part}.json", records)
 
 
 def prepare_conversation_text(
