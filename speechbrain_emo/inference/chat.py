@@ -216,7 +216,7 @@ class EmotionalChat(Pretrained):
         self._slots = {}
         # The last recording that was asked about, its slots, and itself (so that its id stays its own).
         self._heard = (None, None, None)
-        self._keys, self._cache = [], None
+        self._keys, self._cache, self._packed = [], None, None
 
     @classmethod
     def from_hparams(
