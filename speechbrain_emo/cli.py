@@ -321,9 +321,9 @@ def _add_converse(commands, example):
     converse = commands.add_parser(
         "converse",
         help="listen, explain, answer and speak: one turn through all systems that are there",
-        description="The recording is explained (--explain), answered in writing (--chat), and the answer is spoken with "
-        "the emotion that is predicted for it (--model and --tts). A step whose model is not given is left out; without "
-        "--chat the answer is --text. The time of each step is printed.",
+        description="The recording is explained (--explain), answered in writing (--chat), and the answer is spoken "
+        "with the emotion that is predicted for it (--model and --tts). A step whose model is not given is left out; "
+        "without --chat the answer is --text. The time of each step is printed.",
         **example(
             f"  {_PROGRAM} converse turn.wav --explain results/demo_ib/1986 --chat results/demo_dual/1986 \\\n"
             "      --model results/demo_jelly/1986 --tts results/demo_jelly_tts/1986 --out answer.wav\n\n"

@@ -225,6 +225,8 @@ class SpeechLLM(nn.Module):
         As in transformers: ``sdpa``, ``eager``, ``flash_attention_2``.
     logit_chunk : int
         Most positions whose logits are held at one time; a loss over more recomputes them when it goes back.
+    chat_template : str, optional
+        Jinja template of a conversation, for a tokenizer that ships none (Vicuna).
 
     Raises
     ------
@@ -261,6 +263,7 @@ class SpeechLLM(nn.Module):
         architecture=None,
         attn_implementation="sdpa",
         logit_chunk=4096,
+        chat_template=None,
     ):
         super().__init__()
         if dtype not in DTYPES:
@@ -297,6 +300,8 @@ class SpeechLLM(nn.Module):
         self.tokenizer = None
         if source is not None and (not on_meta or os.path.isdir(source)):
             self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            if chat_template is not None:
+                self.tokenizer.chat_template = str(chat_template)
             if self.tokenizer.eos_token_id is None:
                 raise ValueError(
                     f"the tokenizer of {source!r} has no eos_token: an answer needs an end token"
