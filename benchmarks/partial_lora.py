@@ -35,6 +35,13 @@ LORAS = {
         "text": {**ADAPTER, "kinds": ["text", "answer"]},
     },
 }
+QUICK_SIZES = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "intermediate_size": 32,
+}
 # Of the language model whose step is timed: an eighth of the published one's width.
 SIZES = {"hidden_size": 512, "num_layers": 4, "num_heads": 8, "num_kv_heads": 8, "intermediate_size": 1376}
 
