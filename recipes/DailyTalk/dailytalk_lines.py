@@ -139,7 +139,7 @@ def prepare_dailytalk_lines(
     def split(usable):
         parts = {"train": [], "valid": [], "test": []}
         for key, record in usable.items():
-            parts[part_of[record["dialogue"]]].append(key)
+            parts[part_of[record["dialogue"].removeprefix("d")]].append(key)
         ids = (tuple(sorted(parts[kind])) for kind in ("train", "valid", "test"))
         return Split("dialogues", *ids, speaker_independent=False)
 

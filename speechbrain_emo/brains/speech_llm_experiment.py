@@ -514,7 +514,9 @@ class SpeechLLMExperiment:
     def trainable_parameters(self):
         """Trainable parameters of each group that some phase trains."""
         names = {n for p in self.schedule.phases for n in p.groups}
-        return {n: sum(p.numel() for p in self.model.group_parameters(n)) for n in sorted(names)}
+        # Output layers may share the weights of the embeddings: each counts once.
+        unique = {n: {id(p): p for p in self.model.group_parameters(n)} for n in sorted(names)}
+        return {n: sum(p.numel() for p in parameters.values()) for n, parameters in unique.items()}
 
     def export(self):
         """Write the folder that inference loads: a model that explains recordings, or one that talks."""

@@ -111,16 +111,13 @@ def test_the_real_files(shared_data, tmp_path):
     words = {p: {(r["turns"][0]["text"], r["turns"][-1]["text"]) for r in parts[p].values()} for p in parts}
     assert not words["test"] & (words["train"] | words["valid"])
     ask = task(intensity=True)
-    raw = {
-        f"d{r['path'].rsplit('_d', 1)[1][:-4]}_{r['path'].rsplit('/', 1)[1].split('_')[0]}": r
-        for r in json.loads((folder / "stage02_1_test.json").read_text())["annotation"]
-    }
-    for key, record in parts["test"].items():
-        key = key.split("#")[0]
+    # Every row is kept, in its order; some lines have two rows, of other lengths.
+    raw = json.loads((folder / "stage02_1_test.json").read_text())["annotation"]
+    for row, (key, record) in zip(raw, parts["test"].items(), strict=True):
         prompt = text_of(ask.build({**record, "id": key}, slot_sources={"emotion": "text"}))
         labels = [line.rsplit("(", 1)[1][:-1] for line in prompt.split("\n")[:-1]]
-        assert labels == raw[key]["emotion"].split("|")[:-1][-10:], key
-        assert prompt.endswith(" ".join(raw[key]["transcript"].split("|")[-1].split()))
+        assert labels == row["emotion"].split("|")[:-1][-10:], key
+        assert prompt.endswith(" ".join(row["transcript"].split("|")[-1].split()))
     # An intensity is sometimes missing: such rows have the emotion alone, of which 100 are neutral.
     assert sum(ask.applies(r) for r in parts["test"].values()) == 904 + 511 - 411
 

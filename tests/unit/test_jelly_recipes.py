@@ -198,7 +198,7 @@ def test_dailytalk_line_by_line(tmp_path):
     labels.write_text(json.dumps({"annotation": rows}))
     done = prepare_dailytalk_lines(data, tmp_path / "out", [str(labels)], test_folder=tmp_path)
     parts = parts_of(done)
-    assert {r["dialogue"] for r in parts["test"].values()} == {"3"}
+    assert {r["dialogue"] for r in parts["test"].values()} == {"d3"}
     assert not {r["dialogue"] for r in parts["train"].values()} & {
         r["dialogue"] for r in parts["valid"].values()
     }
