@@ -4,23 +4,25 @@
     answer_loss     answer-only loss, against the loss of transformers over all logits
     label_scoring   label scoring by likelihood, against greedy generation of the label
     dual_chat       a turn of a spoken dialogue with kept keys and values, against re-encoding everything
+    partial_lora    training step of two partial LoRAs against one plain LoRA; a spoken reply by part
 
 Each module says what its fair reference is and runs alone too. The numbers hold for the machine that made them;
 the ratios are against the reference in the same run. Let nothing else run meanwhile.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the file itself runs, too
 
 import torch
 
-from benchmarks import answer_loss, dual_chat, epoch_cache, label_scoring
+from benchmarks import answer_loss, dual_chat, epoch_cache, label_scoring, partial_lora
 from benchmarks.common import argument_parser, machine
 
 EXAMPLE = "python -m benchmarks > benchmarks.md\n  python -m benchmarks --only label_scoring --rounds 3"
-NAMES = ("epoch_cache", "answer_loss", "label_scoring", "dual_chat")
+NAMES = ("epoch_cache", "answer_loss", "label_scoring", "dual_chat", "partial_lora")
 # Small enough for seconds in all; the numbers mean little then.
 QUICK_LOSS = answer_loss.Sizes(vocab_size=16032, hidden_size=64, batch_size=2, positions=200)
 
@@ -82,6 +84,10 @@ def run(only=NAMES, rounds=3, threads=1, toy=False, quick=False, steps=20, backb
             small if quick else None,
             encoder if quick else None,
         )
+    if "partial_lora" in only:
+        with tempfile.TemporaryDirectory() as folder:
+            sizes = {"sizes": partial_lora.QUICK_SIZES, "turns": 2, "queries": 5} if quick else {}
+            yield partial_lora.step_table(partial_lora.measure_step(folder, rounds, **sizes))
 
 
 def main(arguments=None):

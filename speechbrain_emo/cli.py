@@ -269,6 +269,8 @@ def build_parser():
     )
 
     add_corpus_commands(commands, example)
+    _add_reply(commands, example)
+    _add_converse(commands, example)
 
     train = commands.add_parser(
         "train",
@@ -283,6 +285,74 @@ def build_parser():
     )
     train.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="as of train.py")
     return parser
+
+
+def _add_reply(commands, example):
+    reply = commands.add_parser(
+        "reply",
+        help="say the next line of a conversation with the emotion that fits it",
+        description="Listens to a conversation, predicts emotion and intensity of the next line, and says it. The file "
+        'is a JSON object: {"turns": [{"audio": "a.wav", "speaker": 0}, ...]}; a turn may have "text" (its words) and '
+        '"emotion" (for example "weak sad"), which are then not recognised; with an emotion it needs no audio.',
+        **example(
+            f"  {_PROGRAM} reply dialogue.json --text 'I see.' --speaker 1 --out y.wav \\\n"
+            "      --model results/demo_jelly/1986 --tts results/demo_jelly_tts/1986\n"
+            f"  {_PROGRAM} reply dialogue.json --text 'I see.' --speaker 1 --model results/demo_jelly/1986 --json\n\n"
+            "exit status: 0 done, 2 wrong arguments, no usable model or no usable conversation"
+        ),
+    )
+    reply.add_argument("dialogue", metavar="JSON", help="the conversation so far")
+    reply.add_argument("--text", required=True, help="words of the next line")
+    reply.add_argument("--speaker", required=True, help="who says it, as in the file")
+    reply.add_argument("--out", metavar="WAV", help="where the sound goes; needs --tts")
+    _add_reply_models(reply)
+    reply.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _add_reply_models(parser):
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a training of stages 1 and 2"
+    )
+    parser.add_argument("--tts", metavar="DIR", help="folder of a training of the synthesiser")
+    parser.add_argument(
+        "--voice",
+        action="append",
+        default=[],
+        metavar="SPEAKER=VOICE",
+        help="whose voice a speaker has; repeatable",
+    )
+    parser.add_argument(
+        "--vocoder", choices=("griffin_lim", "hifigan"), help="another than the synthesiser's own"
+    )
+    parser.add_argument(
+        "--asr", metavar="NAME", help="a Whisper (hub name or folder) for words that are not given"
+    )
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
+    )
+
+
+def _add_converse(commands, example):
+    converse = commands.add_parser(
+        "converse",
+        help="listen, explain, answer and speak: one turn through all systems that are there",
+        description="The recording is explained (--explain), answered in writing (--chat), and the answer is spoken "
+        "with the emotion that is predicted for it (--model and --tts). A step whose model is not given is left out; "
+        "without --chat the answer is --text. The time of each step is printed.",
+        **example(
+            f"  {_PROGRAM} converse turn.wav --explain results/demo_ib/1986 --chat results/demo_dual/1986 \\\n"
+            "      --model results/demo_jelly/1986 --tts results/demo_jelly_tts/1986 --out answer.wav\n\n"
+            "exit status: 0 done, 2 wrong arguments or no usable model"
+        ),
+    )
+    converse.add_argument("turn", metavar="WAV", help="a recording")
+    converse.add_argument("--explain", metavar="DIR", help="folder of a model that explains")
+    converse.add_argument("--chat", metavar="DIR", help="folder of a model that answers")
+    converse.add_argument("--text", help="the answer, where no model writes it")
+    converse.add_argument("--speaker", default="1", help="voice of the answer (default: the second)")
+    converse.add_argument("--out", metavar="WAV", help="where the sound goes; needs --tts")
+    _add_reply_models(converse)
+    converse.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
 def _add_align(commands, example):
@@ -447,6 +517,10 @@ def main(arguments=None):
             return _chat(options)
         if options.command in cli_trust.COMMANDS:
             return cli_trust.run(options)
+        if options.command == "reply":
+            return _reply(options)
+        if options.command == "converse":
+            return _converse(options)
         return _explain(options)
     except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
         return finished.code if isinstance(finished.code, int) else USAGE
@@ -920,6 +994,136 @@ def _explain(options):
     if failed and len(results) > 1:
         print(f"{len(failed)} of {len(results)} files could not be explained", file=sys.stderr)
     return FILES_FAILED if failed else OK
+
+
+def _conversational(options):
+    """The loaded model of `reply` and `converse`, and a message where it cannot be had."""
+    from speechbrain_emo.inference import ConversationalTTS
+    from speechbrain_emo.inference.conversational_tts import whisper_transcriber
+
+    _quiet()
+    if options.out and not options.tts:
+        return None, "--out needs --tts: without a synthesiser there is no sound"
+    wrong = [v for v in options.voice if "=" not in v]
+    if wrong:
+        return None, f"--voice is {wrong[0]!r}; it has the form SPEAKER=VOICE"
+    run_opts, failure = _device(options.device)
+    if failure:
+        return None, failure
+    try:
+        transcriber = whisper_transcriber(options.asr) if options.asr else None
+        tts = ConversationalTTS.from_hparams(
+            source=options.model,
+            tts=options.tts,
+            transcriber=transcriber,
+            vocoder=options.vocoder,
+            run_opts=run_opts,
+        )
+    except (ValueError, OSError) as error:
+        return None, f"cannot use the models of --model {options.model}, --tts {options.tts}: {error}"
+    tts.voices = dict(v.split("=", 1) for v in options.voice)
+    return tts, None
+
+
+def _quiet():
+    import transformers
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def _reply(options):
+    from speechbrain_emo.inference.conversational_tts import read_conversation
+
+    tts, failure = _conversational(options)
+    if failure:
+        return _fail(failure)
+    try:
+        given = {**read_conversation(options.dialogue), "text": options.text, "speaker": options.speaker}
+        if options.tts:
+            spoken = tts.reply(**given)
+            prediction = spoken.prediction
+            if options.out:
+                spoken.save(options.out)
+        else:
+            prediction = tts.predict(**given)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    _print_prediction(prediction, options)
+    return OK
+
+
+def _print_prediction(prediction, options):
+    if options.json:
+        print(json.dumps({**prediction.to_dict(), "out": options.out}, ensure_ascii=False))
+        return
+    print(prediction)
+    if options.out:
+        print(f"written: {options.out}")
+    for warning in prediction.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    print("seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in prediction.seconds.items()), file=sys.stderr)
+
+
+def _converse(options):
+    import time
+
+    tts, failure = _conversational(options)
+    if failure:
+        return _fail(failure)
+    if not options.chat and not options.text:
+        return _fail("nothing to say: give --chat, a model that answers, or --text, the answer")
+    seconds, found, words, answer = {}, {}, None, options.text
+    try:
+        if options.explain:
+            from speechbrain_emo.inference import EmotionExplainer
+
+            explainer = EmotionExplainer.from_hparams(source=options.explain)
+            started = time.perf_counter()
+            (explained,) = explainer.explain_files([options.turn])
+            if not explained.ok:
+                return _fail(str(explained.error))
+            seconds["explain"] = time.perf_counter() - started
+            found["explanation"] = explained.to_dict()
+            words = found["explanation"].get("transcript")
+            if not options.json:
+                print(explained)
+        if options.chat:
+            from speechbrain_emo.inference import EmotionalChat
+
+            chat = EmotionalChat.from_hparams(source=options.chat)
+            started = time.perf_counter()
+            answer = chat.say(options.turn).text
+            seconds["answer"] = time.perf_counter() - started
+        if not options.json:
+            print(f"answer: {answer}")
+        given = {
+            "dialogue": [options.turn],
+            "speakers": ["0"],
+            "text": answer,
+            "speaker": options.speaker,
+            "transcripts": [words],
+        }
+        if options.tts:
+            spoken = tts.reply(**given)
+            prediction = spoken.prediction
+            if options.out:
+                spoken.save(options.out)
+        else:
+            prediction = tts.predict(**given)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    prediction.seconds.update({**seconds, **prediction.seconds})
+    if options.json:
+        print(
+            json.dumps(
+                {**found, "answer": answer, **prediction.to_dict(), "out": options.out}, ensure_ascii=False
+            )
+        )
+    else:
+        _print_prediction(prediction, options)
+    return OK
 
 
 def _fail(message):

@@ -475,7 +475,7 @@ def _on_meta(name, build):
 
 def _module_costs(model, trainable_ids, quantized):
     """Costs by part; the adapters of the language model stand apart."""
-    lora_ids = {id(p) for module in model.llm.trainable_groups()["llm.lora"] for p in module.parameters()}
+    lora_ids = {id(p) for module in model.llm.lora_modules() for p in module.parameters()}
     linear_ids = set()
     if quantized:
         head = model.llm.causal_lm.get_output_embeddings()
@@ -581,11 +581,7 @@ def _download_bytes(hparams, encoder, llm):
         # make.
         is_hub_name = source is not None and str(source).count("/") == 1 and not Path(str(source)).exists()
         if is_hub_name and not str(source).startswith((".", "/", "~", "results")):
-            lora = (
-                {id(p) for m in module.trainable_groups()["llm.lora"] for p in m.parameters()}
-                if name == "llm"
-                else ()
-            )
+            lora = {id(p) for m in module.lora_modules() for p in m.parameters()} if name == "llm" else ()
             total += width * sum(p.numel() for p in module.parameters() if id(p) not in lora)
     return total
 

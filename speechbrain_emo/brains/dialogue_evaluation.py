@@ -121,7 +121,11 @@ class DialogueEvaluation:
         slots = {k: pad(v, batch_first=True).to(self.device) for k, v in filled.items() if v}
         return packed, self.model.llm.embed(packed, slots)
 
-    def answers(self, split, build, description=""):
+    def forget_slots(self):
+        """Compute slots anew: other weights are loaded."""
+        self._slots = {}
+
+    def answers(self, split, build, description="", num_beams=1):
         """Generated answers: record number -> text; ranks share the records.
 
         Arguments
@@ -132,6 +136,8 @@ class DialogueEvaluation:
             record -> Example, or None to leave it out.
         description : str
             Of the progress bar.
+        num_beams : int
+            Of the search; 1 for greedy.
 
         Returns
         -------
@@ -148,7 +154,7 @@ class DialogueEvaluation:
             part = made[start : start + self.batch_size]
             with torch.no_grad(), self.brain.evaluation_ctx:
                 packed, embedded = self.pack(split, [i for i, _ in part], [e for _, e in part])
-                written = self.model.llm.generate(embedded, packed, self.max_new_tokens)
+                written = self.model.llm.generate(embedded, packed, self.max_new_tokens, num_beams)
             for (i, _), ids in zip(part, written):
                 found[i] = self.packer.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return self._gathered(found)
@@ -231,17 +237,31 @@ class DialogueEvaluation:
         """The value whose sentence has the highest mean log-likelihood, among those of the list."""
         records, best = self.experiment.data[split].records, {}
         candidates = [self.packer.answer_ids(task.answer_fields(value)) for value in task.values]
+        for i, row in self.scored(split, build, candidates, order).items():
+            listed = {v: s for v, s in zip(task.values, row) if v in lists[records[i]["id"]]}
+            best[i] = max(listed, key=listed.get)
+        return best
+
+    def scored(self, split, build, candidates, order):
+        """Mean log-likelihood of every candidate answer: record number -> list; ranks share the records."""
         rank, world_size = _world()
+        records, found = self.experiment.data[split].records, {}
         order = order[rank::world_size]
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
+            rows = self.score_examples(split, part, [build(records[i]) for i in part], candidates)
+            found.update(zip(part, rows))
+        return self._gathered(found)
+
+    def score_examples(self, split, indices, examples, candidates):
+        """Mean log-likelihood of every candidate after the examples of some records: list of lists, on this rank."""
+        rows = []
+        for start in range(0, len(indices), self.batch_size):
+            some = slice(start, start + self.batch_size)
             with torch.no_grad(), self.brain.evaluation_ctx:
-                packed, embedded = self.pack(split, part, [build(records[i]) for i in part])
-                scores = self.model.llm.score(embedded, packed, candidates).tolist()
-            for i, row in zip(part, scores):
-                listed = {v: s for v, s in zip(task.values, row) if v in lists[records[i]["id"]]}
-                best[i] = max(listed, key=listed.get)
-        return self._gathered(best)
+                packed, embedded = self.pack(split, indices[some], examples[some])
+                rows += self.model.llm.score(embedded, packed, candidates).tolist()
+        return rows
 
     # -- leakage -------------------------------------------------------------------------------------------
 
@@ -439,7 +459,7 @@ class DialogueEvaluation:
             key = next(k for k in reversed(self.experiment.schedule.keys) if k.split(".", 1)[1] == phase)
             self.brain.load_best(key)
             self.model.eval()
-            self._slots = {}
+            self.forget_slots()
             metrics.update(self.single_turns(phase))
             metrics.update(self.leakage(phase))
             metrics.update(self.dialogues(phase))

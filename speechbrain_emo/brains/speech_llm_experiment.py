@@ -26,11 +26,12 @@ from speechbrain_emo.brains.calibration import (
     fit_temperatures,
     measure_training_set,
 )
-from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
+from speechbrain_emo.brains.checkpointing import AtomicCheckpointer, load_module
 from speechbrain_emo.brains.diagnoses import diagnose_results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
 from speechbrain_emo.brains.dialogue_targets import prepare_targets
 from speechbrain_emo.brains.explainer import Explainer, as_result
+from speechbrain_emo.brains.next_line_evaluation import NextLineEvaluation, next_line_table
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
 from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
@@ -38,7 +39,7 @@ from speechbrain_emo.brains.verification import Verification, verification_table
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.descriptors import Thresholds
 from speechbrain_emo.dataio.feature_cache import FeatureCache, audio_segments
-from speechbrain_emo.dataio.manifest import read_manifest, split_hash, write_text_atomically
+from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, split_hash, write_text_atomically
 from speechbrain_emo.metrics.abstention import risk_coverage
 from speechbrain_emo.metrics.calibration import label_probabilities
 from speechbrain_emo.phases import PhaseSchedule
@@ -56,11 +57,21 @@ NOT_SETTINGS = (
     "corpus_hours",
     "num_train_records",
 )
-EVALUATIONS = ("emotion", "dual")
+EVALUATIONS = ("emotion", "dual", "next_line")
 # Wanted share of errors among what is answered (`evaluation.abstain_risk`; 0: the model never abstains).
 ABSTAIN_RISK = 0.1
 # Training recordings that are measured where the preparation has not (`evaluation.measure`; 0: none).
 MEASURED = 600
+
+
+class MissingCheckpoint(ManifestError):
+    """A stage whose input was not made yet; the message names the command that makes it.
+
+    Example
+    -------
+    >>> issubclass(MissingCheckpoint, ValueError)
+    True
+    """
 
 
 class SpeechLLMExperiment:
@@ -238,11 +249,39 @@ class SpeechLLMExperiment:
             if record.get("target") is None:
                 record["response"] = None
 
+    def start_from(self):
+        """Take the weights of a phase of another experiment: ``start_from: {save_folder, phase, command}``.
+
+        Raises
+        ------
+        MissingCheckpoint
+            If that phase has no checkpoint; the message names the command that makes it.
+        """
+        given = self.hparams.get("start_from")
+        if not given:
+            return
+        folder, phase = pathlib.Path(given["save_folder"]), given["phase"]
+        checkpointer = AtomicCheckpointer(folder) if folder.is_dir() else None
+        best = checkpointer.best(f"1.{phase}") if checkpointer is not None else []
+        if not best:
+            raise MissingCheckpoint(
+                f"{folder} holds no checkpoint of the phase {phase!r}, which this experiment starts from; make it "
+                f"with:  {given['command']}"
+            )
+        # A run that is taken up again goes on from its own checkpoint, which is loaded over this.
+        for name, module in (("front_end", self.model.front_end), ("llm", self.llm)):
+            path = best[0].paramfiles.get(name)
+            if module is not None and path is not None:
+                load = load_module if name == "front_end" else type(module).load_checkpoint
+                load(module, str(path), True)
+        logger.info(f"Starts from {best[0].path.name} of phase {phase} in {folder}")
+
     def train(self):
         """Train every phase that is not done yet and load the best weights of the last one."""
         self.fill_cache()
         self.fit_statistics()
         self.add_targets()
+        self.start_from()
         self.brain.train_all()
         self.brain.load_best(self.schedule.keys[-1])
         self.brain.modules.eval()
@@ -344,7 +383,7 @@ class SpeechLLMExperiment:
         """Measure what ``evaluation.kind`` asks for and write ``results.json``.
 
         ``emotion`` (default): predict validation and test, calibrate, score, draw. ``dual``: see
-        ``dialogue_evaluation.py``.
+        ``dialogue_evaluation.py``. ``next_line``: see ``next_line_evaluation.py``.
 
         Returns
         -------
@@ -359,7 +398,28 @@ class SpeechLLMExperiment:
         kind = self.hparams["evaluation"].get("kind", "emotion")
         if kind not in EVALUATIONS:
             raise ValueError(f"evaluation.kind is {kind!r}; allowed: {', '.join(EVALUATIONS)}")
-        return self.evaluate_dual() if kind == "dual" else self.evaluate_emotion()
+        kinds = {"dual": self.evaluate_dual, "next_line": self.evaluate_next_line}
+        return kinds.get(kind, self.evaluate_emotion)()
+
+    def evaluate_next_line(self):
+        """What is heard in recordings, and the emotion of the next line, of the phases that the YAML names."""
+        metrics = NextLineEvaluation(self).run()
+        self.evaluation_arguments = plain_hparams({"evaluation": dict(self.hparams["evaluation"])})
+        if if_main_process():
+            if self.hparams.get("oracle"):
+                oracle = json.loads(pathlib.Path(self.hparams["oracle"]).read_text(encoding="utf-8"))
+                metrics["test.next.oracle.emotion_wa"] = oracle["emotion"]
+                metrics["test.next.oracle.accuracy"] = oracle["pair"]
+            self.write_results(metrics)
+            reports.training_pictures(self)
+            print(next_line_table(metrics, self.hparams["evaluation"]))
+            if self.hparams.get("oracle"):
+                print(
+                    "Oracle from the true history and the words: emotion "
+                    f"{oracle['emotion']:.3f} (expected {oracle['expected']:.3f}), with intensity {oracle['pair']:.3f}"
+                )
+            print(f"Results: {self.output_folder}")
+        return metrics
 
     def evaluate_dual(self):
         """Attributes, words, leakage and dialogues of the phases that the YAML names."""
@@ -556,7 +616,9 @@ class SpeechLLMExperiment:
     def trainable_parameters(self):
         """Trainable parameters of each group that some phase trains."""
         names = {n for p in self.schedule.phases for n in p.groups}
-        return {n: sum(p.numel() for p in self.model.group_parameters(n)) for n in sorted(names)}
+        # Output layers may share the weights of the embeddings: each counts once.
+        unique = {n: {id(p): p for p in self.model.group_parameters(n)} for n in sorted(names)}
+        return {n: sum(p.numel() for p in parameters.values()) for n, parameters in unique.items()}
 
     def export(self):
         """Write the folder that inference loads: a model that explains recordings, or one that talks."""
@@ -571,7 +633,11 @@ class SpeechLLMExperiment:
             "precision": hparams.get("eval_precision", "fp32"),
         }
         evaluation = hparams["evaluation"]
-        if evaluation.get("kind") == "dual":
+        if evaluation.get("kind") == "next_line":
+            if evaluation.get("export") is None:
+                return
+            purpose = {"next_line": {**settings, **evaluation["export"]}}
+        elif evaluation.get("kind") == "dual":
             purpose = {
                 "chat": {
                     **settings,

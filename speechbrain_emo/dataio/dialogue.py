@@ -126,6 +126,79 @@ def dialogue_record(turns, response=None, dialogue=None, **extra):
     }
 
 
+def next_line_record(turns, response, dialogue=None, **extra):
+    """A record about the line that comes next: the recordings of both speakers are its audios.
+
+    The top of the record is about the last line of the history, as in every dialogue; ``response`` is the next line,
+    whose emotion and intensity are what is to be predicted.
+
+    Arguments
+    ---------
+    turns : sequence of dict
+        What was said before, as :func:`make_turn` makes it.
+    response : dict
+        The next line, as :func:`make_turn` makes it.
+    dialogue : str, optional
+        Name of the conversation.
+    **extra
+        Further keys of the record.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> a, b = {"wav": "a.wav", "duration": 1.0}, {"wav": "b.wav", "duration": 2.0}
+    >>> history = [make_turn("user", "Hi.", a, "A", emotion="sad"), make_turn("user", "Oh.", b, "B")]
+    >>> record = next_line_record(history, make_turn("user", "Well.", None, "A", emotion="sad"))
+    >>> [(t["role"], t["audio"]) for t in record["turns"]], record["response"]["emotion"], record["transcript"]
+    ([('assistant', 0), ('user', 1)], 'sad', 'Oh.')
+    """
+    record = dialogue_record(turns, response, dialogue, **extra)
+    audios = []
+    for made, given in zip(record["turns"], turns, strict=True):
+        made.pop("recording", None)
+        made["audio"] = None
+        if given.get("recording") is not None:
+            made["audio"] = len(audios)
+            audios.append(dict(given["recording"]))
+    record["audios"] = audios
+    # What is about one recording is about the last one.
+    record["duration"] = audios[-1]["duration"] if audios else 0.0
+    return record
+
+
+def records_of_lines(turns, name, min_history=1, max_history=10, **extra):
+    """A record for every line of a conversation that has a history.
+
+    Arguments
+    ---------
+    turns : sequence of dict
+        All lines, as :func:`make_turn` makes them.
+    name : str
+        Name of the conversation; the record of line i is called ``<name>_<i>``.
+    min_history, max_history : int
+        Fewest and most lines before it that are kept.
+    **extra
+        Further keys of the records.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> lines = [make_turn("user", str(i), None, "AB"[i % 2]) for i in range(4)]
+    >>> {k: len(r["turns"]) for k, r in records_of_lines(lines, "d", max_history=2).items()}
+    {'d_1': 1, 'd_2': 2, 'd_3': 2}
+    """
+    return {
+        f"{name}_{i}": next_line_record(turns[max(i - max_history, 0) : i], turns[i], name, **extra)
+        for i in range(min_history, len(turns))
+    }
+
+
 def open_turns(record):
     """The turns of a dialogue as :func:`make_turn` makes them, each with its recording.
 

@@ -216,7 +216,7 @@ class EmotionalChat(Pretrained):
         self._slots = {}
         # The last recording that was asked about, its slots, and itself (so that its id stays its own).
         self._heard = (None, None, None)
-        self._keys, self._cache = [], None
+        self._keys, self._cache, self._packed = [], None, None
 
     @classmethod
     def from_hparams(
@@ -536,8 +536,8 @@ class EmotionalChat(Pretrained):
         elif cache.get_seq_length() > kept:
             # A negative number of positions to remove means the same in all versions of transformers.
             cache.crop(kept - cache.get_seq_length())
-        logits, cache = self.model.llm.extend(embeddings[:, kept:], cache)
-        self._keys, self._cache = keys, cache
+        logits, cache = self.model.llm.extend(embeddings[:, kept:], cache, packed)
+        self._keys, self._cache, self._packed = keys, cache, packed
         return logits, kept
 
     def _gather(self, audios):
@@ -554,7 +554,7 @@ class EmotionalChat(Pretrained):
         embeddings = self.model.llm.causal_lm.get_input_embeddings()(ids)
         cache, keys = self._cache, self._keys
         self._keys, self._cache = [], None
-        logits, cache = self.model.llm.extend(embeddings, cache)
+        logits, cache = self.model.llm.extend(embeddings, cache, self._packed)
         self._keys, self._cache = [*keys, token], cache
         return logits
 

@@ -84,10 +84,22 @@ CHAT_DEFAULTS = {
     "language": "en",
     "precision": "fp32",
 }
+#: Settings of a model that reasons about the next line of a conversation.
+NEXT_LINE_DEFAULTS = {
+    "next_task": None,
+    "emotion_task": None,
+    "num_beams": 1,
+    "max_duration": 60.0,
+    "max_positions": None,
+    "language": "en",
+    "precision": "fp32",
+}
 _COMMON_KEYS = (MODEL_FOLDER, "encoder", "llm", "front_end", "answer_format", "tasks", "slot_kinds", "labels")
 #: Keys of ``hyperparams.yaml``, by what the model is for.
 HPARAMS_KEYS = (*_COMMON_KEYS, "explain")
 CHAT_KEYS = (*_COMMON_KEYS, "chat")
+NEXT_LINE_KEYS = (*_COMMON_KEYS, "next_line")
+KEYS_OF_PURPOSE = {"explain": HPARAMS_KEYS, "chat": CHAT_KEYS, "next_line": NEXT_LINE_KEYS}
 _PACKAGES = ("speechbrain", "torch", "transformers", "peft", "safetensors", "hyperpyyaml")
 
 
@@ -102,7 +114,9 @@ class ExportError(ValueError):
 
 
 @main_process_only
-def export_model(folder, model, factories, answer_format, tasks, explain=None, facts=None, chat=None):
+def export_model(
+    folder, model, factories, answer_format, tasks, explain=None, facts=None, chat=None, next_line=None
+):
     """Write a trained model as a folder for inference; an older export there is replaced.
 
     The folder appears whole or not at all: it is written beside its place and renamed.
@@ -132,6 +146,9 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
     chat : mapping, optional
         For a dialogue model, instead of ``explain``. Keys of ``CHAT_DEFAULTS``; ``dialogue_task`` is needed,
         ``transcript_task`` and ``choice_tasks`` are what it transcribes and describes a recording by.
+    next_line : mapping, optional
+        For a model that predicts the next line's emotion. Keys of ``NEXT_LINE_DEFAULTS``; ``next_task`` and
+        ``emotion_task`` are needed.
 
     Returns
     -------
@@ -142,7 +159,7 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
     ------
     ExportError
         If a part's class is not on the allow-list, a value is no plain data, a backbone's folder holds
-        pickled weights only, or not exactly one of ``explain`` and ``chat`` is given.
+        pickled weights only, or not exactly one of ``explain``, ``chat`` and ``next_line`` is given.
 
     Example
     -------
@@ -150,10 +167,14 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
     ['abstain_below', 'chain_task', 'label_task']
     """
     folder = Path(folder)
-    if (explain is None) == (chat is None):
-        raise ExportError("give the settings of one of explain and chat: a model is exported for one of them")
-    purpose = "explain" if chat is None else "chat"
-    settings = complete_settings(explain, tasks) if chat is None else complete_chat_settings(chat, tasks)
+    given = {"explain": explain, "chat": chat, "next_line": next_line}
+    given = {name: values for name, values in given.items() if values is not None}
+    if len(given) != 1:
+        raise ExportError(
+            "give the settings of one of explain, chat and next_line: a model is exported for one of them"
+        )
+    ((purpose, settings),) = given.items()
+    settings = complete_for(purpose, settings, tasks)
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
         raise ExportError(f"{folder} exists and is no exported model: choose another folder, or take it away")
     encoder = model.encoder
@@ -184,7 +205,7 @@ def export_model(folder, model, factories, answer_format, tasks, explain=None, f
         text = _hparams_text(arguments, answer_format, tasks, model.front_end.slot_kinds, settings, purpose)
         (partial / HPARAMS_FILE).write_text(text, encoding="utf-8")
         check_yaml(text)
-        check_structure(text, HPARAMS_KEYS if purpose == "explain" else CHAT_KEYS)
+        check_structure(text, KEYS_OF_PURPOSE[purpose])
 
         from speechbrain_emo.inference.model_card import write_model_card
 
@@ -479,9 +500,52 @@ def complete_chat_settings(chat, tasks):
     return settings
 
 
+def complete_next_line_settings(settings, tasks):
+    """The settings of a model for the next line, with defaults for what is not given.
+
+    Arguments
+    ---------
+    settings : mapping
+        Keys of ``NEXT_LINE_DEFAULTS``.
+    tasks : collection of str
+        Names of the tasks there are.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ExportError
+        If a key or a task is unknown, a task is missing or a number is out of range.
+
+    Example
+    -------
+    >>> complete_next_line_settings({"next_task": "next", "emotion_task": "e"}, ["next", "e"])["num_beams"]
+    1
+    """
+    settings = _with_defaults("next_line", settings, NEXT_LINE_DEFAULTS)
+    for key in ("next_task", "emotion_task"):
+        if settings[key] not in tasks:
+            raise ExportError(
+                f"next_line.{key} is {settings[key]!r}; the experiment has the tasks {sorted(tasks)}"
+            )
+    return settings
+
+
+def complete_for(purpose, settings, tasks):
+    """Complete settings of a purpose: ``explain``, ``chat`` or ``next_line``; the others' docstrings say how."""
+    complete = {
+        "explain": complete_settings,
+        "chat": complete_chat_settings,
+        "next_line": complete_next_line_settings,
+    }
+    return complete[purpose](settings, tasks)
+
+
 def _named_tasks(settings):
-    """Names of the tasks that settings of either kind ask for."""
-    single = ("label_task", "chain_task", "transcript_task", "dialogue_task")
+    """Names of the tasks that settings of any kind ask for."""
+    single = ("label_task", "chain_task", "transcript_task", "dialogue_task", "next_task", "emotion_task")
     return {settings.get(key) for key in single} - {None} | set(settings.get("choice_tasks") or ())
 
 
@@ -665,14 +729,21 @@ def _labels(answer_format):
     return [] if isinstance(kind, str) else list(kind)
 
 
+def _interface(settings):
+    """The class that loads a model of such settings."""
+    if "next_task" in settings:
+        return "ConversationalTTS"
+    return "EmotionalChat" if "dialogue_task" in settings else "EmotionExplainer"
+
+
 def _card_facts(arguments, model, encoder, answer_format, settings, facts):
     """What the model card says, as far as the model itself knows."""
     trained = sum(p.numel() for p in model.front_end.parameters())
     if model.llm.has_lora:
-        trained += sum(p.numel() for m in model.llm.trainable_groups()["llm.lora"] for p in m.parameters())
+        trained += sum(p.numel() for m in model.llm.lora_modules() for p in m.parameters())
     own = {
         "labels": _labels(answer_format),
-        "interface": "EmotionalChat" if "dialogue_task" in settings else "EmotionExplainer",
+        "interface": _interface(settings),
         "descriptors": list(answer_format.descriptor_names),
         "encoder": encoder.source,
         "llm": model.llm.source,

@@ -39,11 +39,9 @@ from speechbrain_emo.inference.explanation import (
 )
 from speechbrain_emo.inference.export import (
     ADAPTER_FOLDER,
-    CHAT_KEYS,
     FRONT_END_WEIGHTS,
-    HPARAMS_KEYS,
-    complete_chat_settings,
-    complete_settings,
+    KEYS_OF_PURPOSE,
+    complete_for,
 )
 from speechbrain_emo.inference.safe_loading import (
     HPARAMS_FILE,
@@ -574,7 +572,7 @@ def load_exported(
     source : str or pathlib.Path
         Folder of an export or of a training, or a hub name.
     purpose : str
-        ``explain`` or ``chat``: whose settings the model must have.
+        ``explain``, ``chat`` or ``next_line``: whose settings the model must have.
     hparams_file, savedir, overrides, fetch_config :
         As of :meth:`EmotionExplainer.from_hparams`.
 
@@ -606,16 +604,19 @@ def load_exported(
     check_yaml(text, name)
     found = _purpose(text)
     if found != purpose and found is not None:
-        other = {"explain": "EmotionExplainer", "chat": "EmotionalChat"}
+        other = {
+            "explain": "EmotionExplainer",
+            "chat": "EmotionalChat",
+            "next_line": "ConversationalTTS",
+        }
         raise UnsafeModelError(f"{name}: this model is for {other[found]}, not for {other[purpose]}")
-    check_structure(text, HPARAMS_KEYS if purpose == "explain" else CHAT_KEYS, name)
+    check_structure(text, KEYS_OF_PURPOSE[purpose], name)
     if isinstance(overrides, str):  # SpeechBrain takes YAML text too.
         overrides = ruamel.yaml.YAML(typ="safe", pure=True).load(overrides)
     replaced = [part for part, values in (overrides or {}).items() if "source" in (values or {})]
     check_parts(text, manifest, name, remote, replaced)
     hparams = load_checked_yaml(text, folder.resolve(), name, overrides)
-    complete = complete_settings if purpose == "explain" else complete_chat_settings
-    hparams[purpose] = complete(hparams[purpose], hparams["tasks"])
+    hparams[purpose] = complete_for(purpose, hparams[purpose], hparams["tasks"])
     hparams["precision"] = hparams[purpose]["precision"]
     front_end, llm = hparams["front_end"], hparams["llm"]
     _load_front_end(front_end, folder / FRONT_END_WEIGHTS, manifest)
@@ -632,10 +633,10 @@ def load_exported(
 
 
 def _purpose(text):
-    """Which settings a text has: explain, chat, or None."""
+    """Which settings a text has: explain, chat, next_line, or None."""
     node = ruamel.yaml.YAML(typ="safe", pure=True).compose(text)
     keys = {key.value for key, _ in node.value}
-    return next((p for p in ("explain", "chat") if p in keys), None)
+    return next((p for p in KEYS_OF_PURPOSE if p in keys), None)
 
 
 def find_model_folder(source):

@@ -31,6 +31,7 @@ PAPERS = {
         "Towards LLM-Empowered Fine-Grained Speech Descriptors for Explainable Emotion Recognition",
     ),
     "dual": ("arXiv:2508.08095", "the dual-information speech language model (ICME 2025)"),
+    "jelly": ("arXiv:2501.04904", "JELLY, conversational speech synthesis (ICASSP 2025)"),
 }
 UNKNOWN = "not stated"
 # What the model is, by the class that loads it.
@@ -45,6 +46,11 @@ DESCRIPTIONS = {
         "language model that answers the words in view of the voice. It also transcribes a recording and",
         "chooses attributes of the voice.",
     ),
+    "ConversationalTTS": (
+        "Emotion in conversation: a frozen speech encoder, an EQ-former that turns each utterance into emotion",
+        "embeddings, and a frozen language model with one low-rank adapter for emotion positions and one for",
+        "text, which predicts emotion and intensity of the next line. A synthesiser beside it speaks the line.",
+    ),
 }
 EXAMPLES = {
     "EmotionExplainer": (
@@ -58,6 +64,12 @@ EXAMPLES = {
         "",
         'chat = EmotionalChat.from_hparams(source="FOLDER_OF_THIS_FILE")',
         'print(chat.say("turn1.wav"))',
+    ),
+    "ConversationalTTS": (
+        "from speechbrain_emo.inference import ConversationalTTS",
+        "",
+        'tts = ConversationalTTS.from_hparams(source="FOLDER_OF_THIS_FILE")',
+        'print(tts.predict(["a.wav", "b.wav"], [0, 1], "And then?", speaker=0))',
     ),
 }
 
@@ -101,7 +113,8 @@ def write_model_card(folder, facts):
         ``training_hours`` (audio, float), ``num_train_records`` (int), ``phases`` (list of str or of mappings
         with ``name``), ``temperature`` (float or mapping), ``thresholds`` (of the descriptors; only named),
         ``abstain_below`` (probability), ``max_duration`` (s), ``split_hash``, ``git_commit``, ``command``,
-        ``date`` (str), ``metrics`` (mapping as in ``results.json``), ``random_split`` (bool). Other keys are listed as they are.
+        ``date`` (str), ``metrics`` (mapping as in ``results.json``), ``random_split`` (bool). Other keys are listed as
+        they are.
 
     Returns
     -------
@@ -281,7 +294,7 @@ def model_card(facts):
         lines += ["", "## Further facts", ""]
         lines += [f"- {key}: {_plain(value)}" for key, value in sorted(rest.items())]
     lines += ["", "## Citation", ""]
-    papers = [PAPERS["dual" if interface == "EmotionalChat" else "ib"]]
+    papers = [PAPERS[{"EmotionalChat": "dual", "ConversationalTTS": "jelly"}.get(interface, "ib")]]
     lines += [f"- {title}, {identifier}" for identifier, title in papers]
     lines += ["- speechbrain_emo, see CITATION.cff of the toolkit", ""]
     return "\n".join(lines)

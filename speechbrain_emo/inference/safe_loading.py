@@ -30,8 +30,11 @@ ALLOWED_CLASSES = frozenset(
         "speechbrain_emo.lobes.speech_encoder.SpeechEncoder",
         "speechbrain_emo.lobes.speech_llm.SpeechLLM",
         "speechbrain_emo.lobes.dual_adapters.DualAdapters",
+        "speechbrain_emo.lobes.eq_former.EQFormer",
         "speechbrain_emo.lobes.vib_front_end.VIBFrontEnd",
         "speechbrain_emo.lobes.word_emotion.WordEmotionModel",
+        "speechbrain_emo.prompts.next_line.EmotionTask",
+        "speechbrain_emo.prompts.next_line.NextLineTask",
         "speechbrain_emo.prompts.tasks.AnswerFormat",
         "speechbrain_emo.prompts.tasks.ChoiceTask",
         "speechbrain_emo.prompts.tasks.DialogueTask",
@@ -61,6 +64,8 @@ ALLOWED_SUFFIXES = frozenset({".yaml", ".json", ".safetensors", ".txt", ".model"
 #: What ``*_implementation`` of a config may say.
 IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 #: What ``lora`` may hold: peft imports a module that ``megatron_core`` names.
+#: Keys of an adapter of a partial LoRA (``lobes/partial_lora.py``).
+PARTIAL_LORA_KEYS = frozenset({"kinds", "r", "lora_alpha", "lora_dropout", "target_modules"})
 LORA_KEYS = frozenset(
     {
         "r",
@@ -308,6 +313,14 @@ def _check_implementations(content, where):
             _check_implementations(value, where)
 
 
+def _unknown_lora_keys(lora):
+    """Keys of a LoRA's settings that are not allowed; of a partial one, those of each adapter."""
+    if lora and all(isinstance(values, Mapping) for values in lora.values()):
+        allowed = PARTIAL_LORA_KEYS
+        return sorted(f"{name}.{k}" for name, values in lora.items() for k in set(values) - allowed)
+    return sorted(set(lora) - LORA_KEYS)
+
+
 def check_parts(text, manifest, name=HPARAMS_FILE, remote=False, replaced=(), parts=("encoder", "llm")):
     """Check what the allowed classes are built with: where weights come from, settings that import code.
 
@@ -339,7 +352,7 @@ def check_parts(text, manifest, name=HPARAMS_FILE, remote=False, replaced=(), pa
             raise UnsafeModelError(f"{name}: {part} is no mapping of settings")
         _check_implementations(settings, f"{name}: {part}")
         lora = settings.get("lora")
-        unknown = sorted(set(lora) - LORA_KEYS) if isinstance(lora, Mapping) else []
+        unknown = _unknown_lora_keys(lora) if isinstance(lora, Mapping) else []
         if unknown:
             raise UnsafeModelError(f"{name}: llm.lora has {unknown}; allowed: {sorted(LORA_KEYS)}")
         source = settings.get("source")

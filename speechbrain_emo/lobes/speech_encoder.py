@@ -430,6 +430,12 @@ class SpeechEncoder(nn.Module):
         False for Whisper).
     pad_windows : bool
         Whisper only. True: windows of exactly 30 s, padded with silence, as it was trained. False: no padding.
+    pool : int
+        Frames of which one mean is taken, of valid frames only; a last group may be smaller. 1: none. JELLY
+        (arXiv 2501.04904) reads means of 40, so that its cache is 40 times smaller.
+    fixed_seconds : float, optional
+        Every audio is cut, or padded with zeros, to so many seconds, and all its frames are valid (JELLY: 20). None:
+        its own length.
 
     Raises
     ------
@@ -460,8 +466,17 @@ class SpeechEncoder(nn.Module):
         architecture=None,
         normalize=None,
         pad_windows=True,
+        pool=1,
+        fixed_seconds=None,
     ):
         super().__init__()
+        if pool < 1 or (fixed_seconds is not None and fixed_seconds <= 0):
+            raise ValueError(
+                f"SpeechEncoder: pool is {pool} and fixed_seconds {fixed_seconds}; allowed: pool from 1, seconds "
+                "above 0 or null"
+            )
+        self.pool = int(pool)
+        self.fixed_seconds = None if fixed_seconds is None else float(fixed_seconds)
         if dtype not in DTYPES:
             raise ValueError(f"SpeechEncoder: dtype is {dtype!r}; allowed are {sorted(DTYPES)}")
         self.source = None if source is None else str(source)
@@ -610,7 +625,10 @@ class SpeechEncoder(nn.Module):
         stored = settings.get("do_normalize", family.default_normalize)
         self.normalize = bool(stored if normalize is None else normalize)
         self.family = family(config, self.normalize, pad_windows)
-        self.frame_rate = self.sample_rate / self.family.hop
+        self.frame_rate = self.sample_rate / self.family.hop / self.pool
+        self.fixed_samples = None
+        if self.fixed_seconds is not None:
+            self.fixed_samples = max(round(self.fixed_seconds * self.sample_rate), 1)
         self.num_layers = len(self.layers)
         self.hidden_size = config.hidden_size
         self.eval()
@@ -662,6 +680,10 @@ class SpeechEncoder(nn.Module):
         layers = ",".join(map(str, self.layers))
         parts = (f"layers={layers}", f"rate={self.sample_rate}", f"normalize={self.normalize}")
         parts += self.family.settings
+        if self.pool > 1:
+            parts += (f"pool={self.pool}",)
+        if self.fixed_seconds is not None:
+            parts += (f"fixed={self.fixed_seconds:g}s",)
         return "|".join((self.identity, self.dtype_name, *parts))
 
     @property
@@ -686,7 +708,20 @@ class SpeechEncoder(nn.Module):
         int
             At least 1: audio shorter than the receptive field counts as zero-padded to it.
         """
-        return self.family.num_frames(num_samples)
+        return -(-self._frames_before_pooling(num_samples) // self.pool)
+
+    def _frames_before_pooling(self, num_samples):
+        return self.family.num_frames(self.fixed_samples or num_samples)
+
+    def _pooled(self, features, frames):
+        """Means of ``pool`` frames over the valid ones; features (N, T, L, D) are 0 at padding."""
+        if self.pool == 1:
+            return features
+        features = nn.functional.pad(features, (0, 0, 0, 0, 0, -features.shape[1] % self.pool))
+        sums = features.unflatten(1, (-1, self.pool)).float().sum(2)
+        starts = torch.arange(sums.shape[1], device=sums.device)[None] * self.pool
+        counts = (torch.tensor(frames, device=sums.device)[:, None] - starts).clamp(1, self.pool)
+        return (sums / counts[..., None, None]).to(features.dtype)
 
     @torch.no_grad()
     def forward(self, waveforms, num_samples):
@@ -720,7 +755,14 @@ class SpeechEncoder(nn.Module):
                 " every audio needs between 1 and the padded number of samples (an empty file must be dropped"
                 " before)"
             )
-        frames = [self.num_frames(n) for n in lengths]
+        if self.fixed_samples is not None:
+            positions = torch.arange(waveforms.shape[1], device=waveforms.device)[None]
+            waveforms = torch.where(positions < num_samples.to(waveforms.device)[:, None], waveforms, 0.0)
+            waveforms = waveforms[:, : self.fixed_samples]
+            waveforms = nn.functional.pad(waveforms, (0, self.fixed_samples - waveforms.shape[1]))
+            lengths = [self.fixed_samples] * len(lengths)
+            num_samples = torch.full_like(num_samples, self.fixed_samples)
+        frames = [self._frames_before_pooling(n) for n in lengths]
         num_frames = torch.tensor(frames, dtype=torch.int64, device=waveforms.device)
         # Autocast would run a float32 encoder in half precision behind the back of the cache's fingerprint.
         with torch.autocast(device_type=waveforms.device.type, enabled=False):
@@ -731,12 +773,16 @@ class SpeechEncoder(nn.Module):
                 for row, length in enumerate(lengths):
                     one = self._hidden_states(waveforms[row : row + 1, :length], num_samples[row : row + 1])
                     features[row, : frames[row]] = one[0]
-                return EncoderOutput(features=features, num_frames=num_frames)
+                return self._output(features, frames, num_frames)
             longest = max(lengths)
             features = self._hidden_states(waveforms[:, :longest], num_samples)
         mask = torch.arange(features.shape[1], device=features.device)[None, :] < num_frames[:, None]
         features = features.masked_fill(~mask[:, :, None, None], 0.0)
-        return EncoderOutput(features=features, num_frames=num_frames)
+        return self._output(features, frames, num_frames)
+
+    def _output(self, features, frames, num_frames):
+        pooled = (num_frames + self.pool - 1) // self.pool
+        return EncoderOutput(features=self._pooled(features, frames), num_frames=pooled)
 
     def _hidden_states(self, waveforms, num_samples):
         return self.family.hidden_states(self.model, waveforms, num_samples, self.layers)

@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from speechbrain_emo.lobes.partial_lora import PartialLoRA, is_partial
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_LORA = {
     "r": 16,
@@ -207,7 +209,9 @@ class SpeechLLM(nn.Module):
         Revision on the hub.
     lora : mapping, optional
         Keywords of ``peft.LoraConfig`` (``r``, ``lora_alpha``, ``lora_dropout``, ``target_modules``, ...),
-        over the defaults 16, 32, 0.05, q/k/v/o. None for no adapter. Its weights are float32 always.
+        over the defaults 16, 32, 0.05, q/k/v/o. None for no adapter. Its weights are float32 always. Or a mapping of
+        names to adapters, each with ``kinds``, the kinds of positions that it acts at: a partial LoRA (see
+        ``partial_lora.py``).
     dtype : str
         ``float32``, ``bfloat16`` or ``float16``: of the base weights. A base that trains must be float32.
     gradient_checkpointing : bool
@@ -221,6 +225,8 @@ class SpeechLLM(nn.Module):
         As in transformers: ``sdpa``, ``eager``, ``flash_attention_2``.
     logit_chunk : int
         Most positions whose logits are held at one time; a loss over more recomputes them when it goes back.
+    chat_template : str, optional
+        Jinja template of a conversation, for a tokenizer that ships none (Vicuna).
 
     Raises
     ------
@@ -257,6 +263,7 @@ class SpeechLLM(nn.Module):
         architecture=None,
         attn_implementation="sdpa",
         logit_chunk=4096,
+        chat_template=None,
     ):
         super().__init__()
         if dtype not in DTYPES:
@@ -293,6 +300,8 @@ class SpeechLLM(nn.Module):
         self.tokenizer = None
         if source is not None and (not on_meta or os.path.isdir(source)):
             self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            if chat_template is not None:
+                self.tokenizer.chat_template = str(chat_template)
             if self.tokenizer.eos_token_id is None:
                 raise ValueError(
                     f"the tokenizer of {source!r} has no eos_token: an answer needs an end token"
@@ -303,8 +312,12 @@ class SpeechLLM(nn.Module):
         self.source = None if source is None else str(source)
         self.logit_chunk = logit_chunk
         self._base_changed = False
+        self.partial = None
         if lora is None:
             self.model = base
+        elif is_partial(lora):
+            self.model = base
+            self.partial = PartialLoRA(base, _plain(dict(lora)))
         else:
             self.model = get_peft_model(base, _lora_config(lora), autocast_adapter_dtype=True)
         self.gradient_checkpointing = bool(gradient_checkpointing)
@@ -329,7 +342,11 @@ class SpeechLLM(nn.Module):
         for layer in self._checkpointed_layers:
             # Not reentrant: a frozen front end gives embeddings without a gradient, which the reentrant kind
             # takes for nothing to train.
-            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+            keywords = {"use_reentrant": False}
+            if self.partial is not None:
+                # The backward pass computes the layer again when the kinds of the positions are long gone.
+                keywords["context_fn"] = self.partial.state.recompute_context
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, **keywords)
 
     @property
     def _checkpointed_layers(self):
@@ -357,13 +374,19 @@ class SpeechLLM(nn.Module):
 
     @property
     def has_lora(self):
-        """Whether the model carries low-rank adapters."""
-        return isinstance(self.model, PeftModel)
+        """Whether the model carries low-rank adapters, plain or partial."""
+        return self.partial is not None or isinstance(self.model, PeftModel)
 
     @property
     def causal_lm(self):
         """The transformers model itself, adapters in place."""
-        return self.model.get_base_model() if self.has_lora else self.model
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def _kinds(self, packed):
+        """Context in which a partial LoRA knows the kinds of a packed batch."""
+        if self.partial is None:
+            return contextlib.nullcontext()
+        return self.partial.state.scope(packed.kinds, packed.kind_names)
 
     @property
     def hidden_size(self):
@@ -377,7 +400,10 @@ class SpeechLLM(nn.Module):
             raise ValueError("this language model was built without a source and has no tokenizer")
         return self.tokenizer.eos_token_id
 
-    def _lora_modules(self):
+    def lora_modules(self):
+        """Modules of all low-rank adapters, plain or partial: list of torch.nn.Module."""
+        if self.partial is not None:
+            return self.partial.all_modules()
         modules = []
         for layer in self.causal_lm.modules():
             if isinstance(layer, LoraLayer):
@@ -389,7 +415,7 @@ class SpeechLLM(nn.Module):
         return modules
 
     def _lora_ids(self):
-        return {id(p) for module in self._lora_modules() for p in module.parameters()}
+        return {id(p) for module in self.lora_modules() for p in module.parameters()}
 
     def trainable_groups(self):
         """Modules that a phase may train, by name.
@@ -397,8 +423,9 @@ class SpeechLLM(nn.Module):
         Returns
         -------
         dict of str to list of torch.nn.Module
-            ``llm.lora``: the adapters' own modules (empty without LoRA). ``llm.base``: the model, or, with
-            LoRA, its modules that hold weights, without the adapters. No parameter is in both.
+            ``llm.lora``: the adapters' own modules (empty without LoRA); of a partial LoRA, ``llm.lora.<name>`` for
+            each adapter instead. ``llm.base``: the model, or, with LoRA, its modules that hold weights, without the
+            adapters. No parameter is in two groups.
 
         Example
         -------
@@ -408,13 +435,16 @@ class SpeechLLM(nn.Module):
         """
         if not self.has_lora:
             return {"llm.lora": [], "llm.base": [self.model]}
-        adapters = self._lora_modules()
+        adapters = self.lora_modules()
         inside = {id(m) for module in adapters for m in module.modules()}
         base = [
             module
             for module in self.causal_lm.modules()
             if id(module) not in inside and next(module.parameters(recurse=False), None) is not None
         ]
+        if self.partial is not None:
+            named = {f"llm.lora.{name}": self.partial.modules(name) for name in self.partial.names}
+            return {**named, "llm.base": base}
         return {"llm.lora": adapters, "llm.base": base}
 
     def train(self, mode=True):
@@ -434,16 +464,17 @@ class SpeechLLM(nn.Module):
         if not mode:
             return self
         self.training = True
-        adapters = self._lora_modules()
+        adapters = self.lora_modules()
         inside = {id(m) for module in adapters for m in module.modules()}
         lora_ids = self._lora_ids()
         if any(p.requires_grad and id(p) not in lora_ids for p in self.causal_lm.parameters()):
             for module in self.causal_lm.modules():
                 if id(module) not in inside:
                     module.training = True
-        if any(p.requires_grad for module in adapters for p in module.parameters()):
-            for module in adapters:
-                module.train(True)
+        for group in [adapters] if self.partial is None else map(self.partial.modules, self.partial.settings):
+            if any(p.requires_grad for module in group for p in module.parameters()):
+                for module in group:
+                    module.train(True)
         return self
 
     def embed(self, packed, slots):
@@ -554,7 +585,7 @@ class SpeechLLM(nn.Module):
         """
         self._check_trained_base()
         mask, position_ids = self._causal_inputs(packed)
-        with self._checkpointing():
+        with self._checkpointing(), self._kinds(packed):
             hidden, _ = self._hidden(embeddings, mask, position_ids)
         predicted = (packed.labels[:, 1:] != IGNORED_LABEL) & packed.attention_mask[:, :-1].bool()
         row, column = predicted.nonzero(as_tuple=True)
@@ -586,7 +617,8 @@ class SpeechLLM(nn.Module):
             For each row, float32 (answer tokens, V): entry t predicts the answer's token t, the end token included.
         """
         mask, position_ids = self._causal_inputs(packed)
-        hidden, _ = self._hidden(embeddings, mask, position_ids)
+        with self._kinds(packed):
+            hidden, _ = self._hidden(embeddings, mask, position_ids)
         predicted = (packed.labels[:, 1:] != IGNORED_LABEL) & packed.attention_mask[:, :-1].bool()
         head = self.causal_lm.get_output_embeddings()
         return [head(h[p]).float().log_softmax(-1) for h, p in zip(hidden[:, :-1], predicted)]
@@ -639,26 +671,27 @@ class SpeechLLM(nn.Module):
         end = self.end_of_answer_id
         pad = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         # A tokenizer may use one token for both, so rows are cut at the first end token.
-        written = self.causal_lm.generate(
-            inputs_embeds=embeddings,
-            attention_mask=packed.attention_mask,
-            position_ids=packed.position_ids,
-            generation_config=GenerationConfig(
-                do_sample=False,
-                num_beams=num_beams,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=end,
-                pad_token_id=pad,
-                use_cache=True,
-            ),
-        )
+        with self._kinds(packed):
+            written = self.causal_lm.generate(
+                inputs_embeds=embeddings,
+                attention_mask=packed.attention_mask,
+                position_ids=packed.position_ids,
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    num_beams=num_beams,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=end,
+                    pad_token_id=pad,
+                    use_cache=True,
+                ),
+            )
         rows = []
         for ids in written.tolist():
             rows.append(ids[: ids.index(end)] if end in ids else ids)
         return rows
 
     @torch.no_grad()
-    def extend(self, embeddings, cache=None):
+    def extend(self, embeddings, cache=None, packed=None):
         """Read on in one row and predict the token that follows, with the keys and values of what came before.
 
         Arguments
@@ -667,6 +700,9 @@ class SpeechLLM(nn.Module):
             Of :meth:`embed`, shape (1, P, d), P at least 1: only the positions that are new.
         cache : transformers.Cache, optional
             Of an earlier call; it grows in place. ``cache.crop(-n)`` takes off its last n positions.
+        packed : PackedBatch, optional
+            The whole prompt, of one row; a partial LoRA needs it for the kinds of the positions. Positions beyond it
+            are the answer's.
 
         Returns
         -------
@@ -676,7 +712,7 @@ class SpeechLLM(nn.Module):
         Raises
         ------
         ValueError
-            If there is no position, or more than one row.
+            If there is no position, or more than one row, or a partial LoRA is not given ``packed``.
         """
         if embeddings.dim() != 3 or embeddings.shape[0] != 1 or embeddings.shape[1] < 1:
             raise ValueError(
@@ -684,7 +720,10 @@ class SpeechLLM(nn.Module):
             )
         past = 0 if cache is None else cache.get_seq_length()
         positions = torch.arange(past, past + embeddings.shape[1], device=embeddings.device)[None]
-        hidden, cache = self._hidden(embeddings, None, positions, cache, use_cache=True)
+        if self.partial is not None and packed is None:
+            raise ValueError("extend: a partial LoRA needs the packed prompt for the kinds of its positions")
+        with self._kinds(packed):
+            hidden, cache = self._hidden(embeddings, None, positions, cache, use_cache=True)
         return self.causal_lm.get_output_embeddings()(hidden[0, -1]).float(), cache
 
     @torch.no_grad()
@@ -731,7 +770,10 @@ class SpeechLLM(nn.Module):
         if not bool((prompt_lengths > 0).all()):
             raise ValueError("a row of the batch to score has no position: every prompt needs at least one")
 
-        hidden, cache = self._hidden(embeddings, packed.attention_mask, packed.position_ids, use_cache=True)
+        with self._kinds(packed):
+            hidden, cache = self._hidden(
+                embeddings, packed.attention_mask, packed.position_ids, use_cache=True
+            )
         hidden = hidden[torch.arange(num_rows, device=device), last]
         lengths = torch.tensor([len(c) for c in candidates], device=device)
         longest = int(lengths.max())
@@ -754,13 +796,14 @@ class SpeechLLM(nn.Module):
             steps = torch.arange(int(lengths[k].max()), device=device)
             there = steps < lengths[k, None]
             inputs, targets = ids[k, : len(steps)], ids[k, 1 : len(steps) + 1]
-            hidden, _ = self._hidden(
-                self.causal_lm.get_input_embeddings()(inputs),
-                torch.cat([packed.attention_mask[b], there.to(packed.attention_mask.dtype)], 1),
-                next_position[b, None] + steps,
-                cache=_select_rows(cache, b),
-                use_cache=True,
-            )
+            with self._kinds(packed):
+                hidden, _ = self._hidden(
+                    self.causal_lm.get_input_embeddings()(inputs),
+                    torch.cat([packed.attention_mask[b], there.to(packed.attention_mask.dtype)], 1),
+                    next_position[b, None] + steps,
+                    cache=_select_rows(cache, b),
+                    use_cache=True,
+                )
             nll, _ = self._chunked_nll(hidden[there], targets[there])
             later = torch.zeros(there.shape, dtype=torch.float32, device=device)
             later[there] = nll
@@ -777,6 +820,8 @@ class SpeechLLM(nn.Module):
     def save_adapter(self, folder):
         """Write the adapter in peft's layout: ``adapter_model.safetensors`` and ``adapter_config.json``.
 
+        A partial LoRA writes a folder of this kind for each of its adapters.
+
         Arguments
         ---------
         folder : str or path
@@ -787,6 +832,9 @@ class SpeechLLM(nn.Module):
         ValueError
             If there is no adapter.
         """
+        if self.partial is not None:
+            self.partial.save(folder)
+            return
         state = {k: v.detach().cpu().contiguous() for k, v in self._adapter_state().items()}
         os.makedirs(folder, exist_ok=True)
         save_file(state, os.path.join(folder, ADAPTER_WEIGHTS), metadata={"format": "pt"})
@@ -809,6 +857,9 @@ class SpeechLLM(nn.Module):
         OSError
             If a file is missing.
         """
+        if self.partial is not None:
+            self.partial.load(folder)
+            return
         own = self._adapter_state()
         with open(os.path.join(folder, ADAPTER_CONFIG), encoding="utf-8") as stream:
             settings = json.load(stream)
@@ -822,6 +873,23 @@ class SpeechLLM(nn.Module):
         state = load_file(os.path.join(folder, ADAPTER_WEIGHTS))
         _check_keys(f"adapter {folder}", own, state)
         set_peft_model_state_dict(self.model, state)
+
+    def merge_adapter(self):
+        """Add a plain LoRA to the weights that it adapts, and drop it: the same model, faster.
+
+        Raises
+        ------
+        ValueError
+            If there is no adapter, or it is a partial LoRA, which acts at some positions only.
+        """
+        if self.partial is not None:
+            self.partial.merge()
+        if not self.has_lora:
+            raise ValueError("this language model has no LoRA (lora=None): there is nothing to merge")
+        self.model = self.model.merge_and_unload()
+        self.requires_grad_(False)
+        self._base_changed = True
+        self.eval()
 
     def _base_state(self):
         """Weights and buffers of the base without adapters; weights that are tied appear once."""

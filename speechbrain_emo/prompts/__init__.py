@@ -1,5 +1,6 @@
 """Prompts: segments, tasks and the packer."""
 
+from .next_line import EmotionTask, NextLineTask
 from .packer import PackedBatch, PackedRow, Packer, SlotIndex
 from .segments import AnswerField, Example, Slot, Turn
 from .tasks import AnswerFormat, ChoiceTask, DialogueTask, InstructionTask, keyed_random, keyed_seed
@@ -9,8 +10,10 @@ __all__ = [
     "AnswerFormat",
     "ChoiceTask",
     "DialogueTask",
+    "EmotionTask",
     "Example",
     "InstructionTask",
+    "NextLineTask",
     "PackedBatch",
     "PackedRow",
     "Packer",

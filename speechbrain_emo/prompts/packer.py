@@ -101,6 +101,8 @@ class PackedBatch:
         One entry a slot kind that occurs in the batch.
     ids : tuple of str
         The examples' ids, row by row.
+    kind_names : tuple of str
+        Name of each kind id: ``padding``, ``text``, ``answer``, then the slot kinds.
 
     Example
     -------
@@ -117,6 +119,7 @@ class PackedBatch:
     label_weights: torch.Tensor
     slots: dict[str, SlotIndex] = field(default_factory=dict)
     ids: tuple[str, ...] = ()
+    kind_names: tuple[str, ...] = ()
 
     def to(self, device):
         """Copy of the batch on ``device``."""
@@ -392,4 +395,5 @@ class Packer:
             label_weights,
             index,
             tuple(row.id for row in rows),
+            ("padding", "text", "answer", *self.slot_kinds),
         )

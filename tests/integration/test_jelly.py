@@ -1,0 +1,324 @@
+"""JELLY end to end at toy size: stages, what trains in them, resume, evaluation, synthesis, inference."""
+
+import json
+
+import pytest
+import speechbrain as sb
+import torch
+import toy_jelly
+from safetensors.torch import load_file
+
+from speechbrain_emo.brains.conversational_tts import AcousticBrain, load_tts, run_conversational_tts
+from speechbrain_emo.brains.speech_llm_experiment import (
+    MissingCheckpoint,
+    SpeechLLMExperiment,
+    run_speech_llm,
+)
+from speechbrain_emo.cli import main
+from speechbrain_emo.inference import ConversationalTTS, ConversationError
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jelly")
+    return folder, toy_jelly.build(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(files):
+    folder, overlay = files
+    run_speech_llm(toy_jelly.hparams(overlay), {"device": "cpu"})
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def synthesiser(files):
+    folder, _ = files
+    run_conversational_tts(
+        toy_jelly.hparams(folder / "tts_overlay.yaml", "demo_jelly_tts.yaml"), {"device": "cpu"}
+    )
+    return folder / "tts"
+
+
+def state(modules):
+    return [p.detach().clone() for m in modules for p in m.parameters()]
+
+
+@pytest.mark.parametrize("stage", ["stage1_1", "stage2_1", "stage2_2"])
+def test_a_stage_moves_what_it_should_and_nothing_else(files, stage):
+    folder, overlay = files
+    run = SpeechLLMExperiment(
+        toy_jelly.hparams(overlay, output_folder=str(folder / stage)), {"device": "cpu"}
+    )
+    run.fill_cache()
+    run.brain.nonfinite_count = 0
+    epoch = run.schedule.first_epoch(f"1.{stage}")
+    run.brain.position = run.schedule.at(epoch)
+    run.brain._enter(run.brain.position)
+    run.brain.progress["steps_of_phase"] = None
+    run.brain.on_stage_start(sb.Stage.TRAIN, epoch)
+    run.brain.modules.train()
+    before = {name: state(modules) for name, modules in run.model.groups().items()}
+    tasks = set()
+    for plan in run.brain.sampler.plans:
+        batch = run.data["train"][plan]
+        tasks |= {t for micro in batch for t in micro.tasks}
+        run.brain.fit_batch(batch)
+    moved = {
+        name
+        for name, modules in run.model.groups().items()
+        if any(not torch.equal(a, b) for a, b in zip(before[name], state(modules), strict=True))
+    }
+    wanted = {
+        "stage1_1": (
+            {"front_end.tltr", "front_end.q_former", "llm.lora.emotion", "llm.lora.text"},
+            {"emotion"},
+        ),
+        "stage2_1": ({"llm.lora.text"}, {"next_text"}),
+        "stage2_2": (
+            {"front_end.q_former", "llm.lora.emotion", "llm.lora.text"},
+            {"next", "emotion_intensity"},
+        ),
+    }[stage]
+    assert (moved, tasks) == wanted
+    if stage == "stage2_1":
+        # Labels are words: no position is of the emotion's kind, and no audio is read.
+        micro = run.data["train"][run.brain.sampler.plans[0]][0]
+        assert micro.audio is None and int(micro.packed.kinds.max()) == 2
+
+
+def test_an_interrupted_run_goes_on_exactly(finished, files, monkeypatch):
+    folder, overlay = files
+    from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain
+
+    changes = {"output_folder": str(folder / "stopped"), "evaluation": None}
+    plain = SpeechLLMBrain.fit_batch
+
+    def stopping(self, batch):
+        if self.position.phase.name == "stage2_2" and self.progress["phase_step"] == 1:
+            raise KeyboardInterrupt
+        return plain(self, batch)
+
+    monkeypatch.setattr(SpeechLLMBrain, "fit_batch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_speech_llm(toy_jelly.hparams(overlay, **changes), {"device": "cpu"})
+    monkeypatch.setattr(SpeechLLMBrain, "fit_batch", plain)
+    run_speech_llm(toy_jelly.hparams(overlay, **changes), {"device": "cpu"})
+    weights = []
+    for path in (finished, folder / "stopped"):
+        last = max((path / "save").glob("CKPT+*"), key=lambda p: p.stat().st_mtime)
+        weights.append(
+            {
+                **load_file(last / "front_end.ckpt"),
+                **{
+                    f"e.{k}": v
+                    for k, v in load_file(last / "llm.ckpt/emotion/adapter_model.safetensors").items()
+                },
+                **{
+                    f"t.{k}": v
+                    for k, v in load_file(last / "llm.ckpt/text/adapter_model.safetensors").items()
+                },
+            }
+        )
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+
+
+def test_evaluation_has_every_row(finished):
+    metrics = json.loads((finished / "results.json").read_text())["metrics"]
+    for key in ("emotion.speech@stage1_1", "emotion_intensity.speech@stage1_2"):
+        assert 0 <= metrics[f"test.{key}.emotion_wa"] <= 1
+    for condition in ("speech", "gold", "nothing", "speech_only"):
+        for name in (
+            "accuracy",
+            "scored_accuracy",
+            "scored_emotion_f1",
+            "scored_intensity_wa",
+            "wa_history_2",
+        ):
+            assert 0 <= metrics[f"test.next.{condition}@stage2_2.{name}"] <= 1
+        assert metrics[f"test.next.{condition}@stage2_2.seconds"] > 0
+    for condition in ("majority", "copy_last", "copy_own"):
+        assert 0 <= metrics[f"test.next.{condition}.emotion_wa"] <= 1
+    assert metrics["test.next.gru@stage1_2.parameters"] > 0
+    assert metrics["test.next.replies@stage2_2.agreement_1"] == 1.0
+    assert 0 <= metrics["test.next.replies@stage2_2.agreement_2"] <= 1
+
+
+@pytest.mark.parametrize(
+    "overlay", ["no_q_former", "no_tltr", "plain_lora", "no_text_pretraining", "text_only_history"]
+)
+def test_ablations_build_and_step(files, overlay):
+    folder, base = files
+    hparams = toy_jelly.hparams(base, overlays=[f"{overlay}.yaml"], output_folder=str(folder / overlay))
+    run = SpeechLLMExperiment(hparams, {"device": "cpu"})
+    run.fill_cache()
+    run.brain.nonfinite_count = 0
+    epoch = run.schedule.first_epoch("1.stage2_2")
+    run.brain.position = run.schedule.at(epoch)
+    run.brain._enter(run.brain.position)
+    run.brain.progress["steps_of_phase"] = None
+    run.brain.on_stage_start(sb.Stage.TRAIN, epoch)
+    run.brain.modules.train()
+    assert float(run.brain.fit_batch(run.data["train"][run.brain.sampler.plans[0]])) > 0
+    if overlay == "plain_lora":
+        assert run.llm.trainable_groups()["llm.lora.emotion"] == []
+    if overlay == "no_text_pretraining":
+        assert "1.stage2_1" not in run.schedule.keys
+
+
+def test_a_missing_input_names_the_command(files, finished):
+    folder, overlay = files
+    command = "python train.py hparams/demo_jelly.yaml"
+    changes = {"output_folder": str(folder / "later"), "start_from": None}
+    hparams = toy_jelly.hparams(overlay, **{k: v for k, v in changes.items() if k != "start_from"})
+    hparams["start_from"] = {"save_folder": str(folder / "absent"), "phase": "stage2_1", "command": command}
+    with pytest.raises(MissingCheckpoint, match="python train.py hparams/demo_jelly.yaml"):
+        SpeechLLMExperiment(hparams, {"device": "cpu"}).train()
+    hparams["start_from"]["save_folder"] = str(finished / "save")
+    run = SpeechLLMExperiment(hparams, {"device": "cpu"})
+    run.start_from()
+    trained = load_file(
+        next(
+            p / "llm.ckpt/text/adapter_model.safetensors"
+            for p in (finished / "save").glob("CKPT+*")
+            if "stage2_1" in (p / "CKPT.yaml").read_text()
+        )
+    )
+    own = run.llm.partial.state_dict("text")
+    assert all(torch.equal(own[k], v) for k, v in trained.items())
+
+
+# --------------------------------------------------------------------------------------------------- synthesis
+def test_the_synthesiser_measures_and_writes(synthesiser):
+    metrics = json.loads((synthesiser / "results.json").read_text())["metrics"]
+    for name in (
+        "duration_error",
+        "mcd",
+        "mcd_true_durations",
+        "emotion_accuracy",
+        "emotion_accuracy_recorded",
+    ):
+        assert metrics[f"test.tts.{name}"] >= 0
+    model, inventory, settings, content = load_tts(synthesiser)
+    assert inventory.speakers == ["a", "b"] and "red" in inventory.phones and content["g2p"] == "espeak"
+    (synthesiser / "model" / "acoustic.safetensors").read_bytes()
+    with pytest.raises(FileNotFoundError, match="demo_jelly_tts.yaml"):
+        load_tts(synthesiser / "save")
+
+
+def test_an_interrupted_synthesiser_goes_on_exactly(synthesiser, files, monkeypatch):
+    folder, _ = files
+    plain = AcousticBrain.on_stage_start
+
+    def stopping(self, stage, epoch=None):
+        if stage == sb.Stage.VALID and epoch == 2:
+            raise KeyboardInterrupt
+        plain(self, stage, epoch)
+
+    def hparams():
+        return toy_jelly.hparams(
+            folder / "tts_overlay.yaml", "demo_jelly_tts.yaml", output_folder=str(folder / "tts2")
+        )
+
+    monkeypatch.setattr(AcousticBrain, "on_stage_start", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_conversational_tts(hparams(), {"device": "cpu"})
+    monkeypatch.setattr(AcousticBrain, "on_stage_start", plain)
+    run_conversational_tts(hparams(), {"device": "cpu"})
+    one, two = (load_file(folder / n / "model" / "acoustic.safetensors") for n in ("tts", "tts2"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+# --------------------------------------------------------------------------------------------------- inference
+@pytest.fixture(scope="module")
+def tts(finished, synthesiser):
+    return ConversationalTTS.from_hparams(source=str(finished), tts=str(synthesiser))
+
+
+def recordings(finished):
+    return [str(finished.parent / "corpus" / "wav" / f"test0_{i}.wav") for i in range(2)]
+
+
+def test_a_reply_has_sound_and_says_what_was_heard(tts, finished, tmp_path):
+    reply = tts.reply(dialogue=recordings(finished), speakers=[0, 1], text="red dog", speaker=0)
+    assert reply.duration > 0.05 and reply.sample_rate == 16000
+    p = reply.prediction
+    assert len(p.heard) == 2 and all(
+        not t.given and abs(sum(t.probabilities.values()) - 1) < 1e-6 for t in p.heard
+    )
+    assert abs(sum(p.probabilities.values()) - 1) < 1e-6
+    assert p.label in p.probabilities and set(p.seconds) == {"listen", "reason", "synthesise", "vocode"}
+    assert any("words of 2 turns" in w for w in p.warnings)
+    reply.save(tmp_path / "y.wav")
+    assert (tmp_path / "y.wav").stat().st_size > 1000
+
+
+def test_inference_sees_the_prompt_of_training(tts, finished, files):
+    """The probabilities are those that the evaluation's scores give for the same record."""
+    folder, overlay = files
+    run = SpeechLLMExperiment(toy_jelly.hparams(overlay), {"device": "cpu"})
+    run.brain.load_best("1.stage2_2")
+    run.model.eval()
+    from speechbrain_emo.brains.next_line_evaluation import NextLineEvaluation
+
+    evaluation = NextLineEvaluation(run)
+    records = run.data["test"].records
+    index = next(i for i in range(len(records)) if records[i]["id"] == "test_0000_2")
+    record, task = records[index], run.tasks["next"]
+    example = task.build({**record, "id": "conversation"}, slot_sources={"emotion": "speech"})
+    candidates = [run.packer.answer_ids(task.answer_fields(v)) for v in task.values]
+    (scores,) = evaluation.tools.score_examples("test", [index], [example], candidates)
+    wanted = torch.tensor(scores).softmax(0).tolist()
+    found = tts.predict(
+        [t["wav"] for t in record["audios"]],
+        [t["speaker"] for t in record["turns"]],
+        record["response"]["text"],
+        record["response"]["speaker"],
+        transcripts=[t["text"] for t in record["turns"]],
+    )
+    assert list(found.probabilities.values()) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_given_emotions_and_words_are_taken(tts, finished):
+    prediction = tts.predict(
+        [None, recordings(finished)[1]],
+        ["a", "b"],
+        "cat",
+        "a",
+        transcripts=["red", "dog"],
+        emotions=["weak sad", None],
+    )
+    assert prediction.heard[0].given and prediction.heard[0].label == "weak sad"
+    assert not prediction.heard[1].given and prediction.warnings == ()
+
+
+def test_wrong_conversations_are_refused(tts, finished):
+    one = recordings(finished)[:1]
+    with pytest.raises(ConversationError, match="as many"):
+        tts.predict(one, [0, 1], "red", 0)
+    with pytest.raises(ConversationError, match="not known"):
+        tts.predict(one, [0], "red", 0, emotions=["bored"])
+    with pytest.raises(ConversationError, match="neither a recording"):
+        tts.predict([None], [0], "red", 0)
+    with pytest.raises(ConversationError, match="no words"):
+        tts.predict(one, [0], " ", 0)
+    with pytest.raises(ConversationError, match="has no voice"):
+        tts.reply(one, [0], "red", "carol")
+
+
+def test_the_command_line_replies(tts, finished, synthesiser, tmp_path, capsys):
+    file = tmp_path / "dialogue.json"
+    turns = [{"audio": r, "speaker": i} for i, r in enumerate(recordings(finished))]
+    file.write_text(json.dumps({"turns": turns}))
+    arguments = ["reply", str(file), "--text", "red dog", "--speaker", "0", "--model", str(finished)]
+    out = tmp_path / "y.wav"
+    assert main([*arguments, "--tts", str(synthesiser), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert out.is_file() and len(said["heard"]) == 2 and said["emotion"]
+    assert main([*arguments, "--out", str(out)]) == 2
+    assert "needs --tts" in capsys.readouterr().err
+    assert main(["converse", turns[0]["audio"], "--text", "red", "--model", str(finished)]) == 0
+    assert "answer: red" in capsys.readouterr().out
