@@ -1,9 +1,9 @@
 """The speech-token language model of CosyVoice 2 with E-FiLM on its text embeddings.
 
-CosyVoice 2 (Du et al. 2024, https://arxiv.org/abs/2412.10117, section 2.3): a Qwen2 body, an embedding of two markers
-(sos 0, task 1), an embedding and a head of the V speech tokens and three more: V ends, V + 2 asks for text, V + 1 is not
-used. "Emo-FiLM" (arXiv 2509.20378): text embeddings are modulated by the emotion of each token (``e_film.py``). Names
-and shapes of parameters are those of the published ``llm.pt``; the modulation is ``film.*``.
+CosyVoice 2 (Du et al. 2024, https://arxiv.org/abs/2412.10117, section 2.3): a Qwen2 body, an embedding of two
+markers (sos 0, task 1), an embedding and a head of the V speech tokens and three more: V ends, V + 2 asks for text,
+V + 1 is not used. "Emo-FiLM" (arXiv 2509.20378): text embeddings are modulated by the emotion of each token
+(``e_film.py``). Names and shapes of parameters are those of the published ``llm.pt``; the modulation is ``film.*``.
 
 Axis letters: B batch, S text tokens, T speech tokens, P positions, D embedding, V speech tokens, W words.
 """
@@ -245,8 +245,8 @@ class SpeechTokenLM(nn.Module):
         ]
         if missing or unknown or shapes:
             raise ValueError(
-                f"the weights do not fit the language model: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown "
-                f"{unknown[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+                f"the weights do not fit the language model: {len(missing)} missing {missing[:3]}, {len(unknown)} "
+                f"unknown {unknown[:3]}, {len(shapes)} of another shape {shapes[:3]}"
             )
         self.load_state_dict(state, strict=False)
         if self.film is not None and without_film and not any(k.startswith("film.") for k in state):
@@ -319,7 +319,8 @@ class SpeechTokenLM(nn.Module):
         Returns
         -------
         tuple
-            Embeddings (B, P, D); mask int64 (B, P); targets int64 (B, P) as of :class:`token_layout.Layout`, on the CPU.
+            Embeddings (B, P, D); mask int64 (B, P); targets int64 (B, P) as of :class:`token_layout.Layout`, on the
+            CPU.
         """
         layouts = [
             (token_layout.interleaved if turns else token_layout.whole_text)(num_text, num_speech)

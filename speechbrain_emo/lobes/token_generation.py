@@ -112,7 +112,7 @@ def prefix_embeddings(model, request):
 
 
 @torch.no_grad()
-def generation_steps(model, requests, settings=None):
+def generation_steps(model, requests, settings=None, results=None):
     """Make the tokens of several utterances, one of each at a time.
 
     Arguments
@@ -123,16 +123,17 @@ def generation_steps(model, requests, settings=None):
         At least one.
     settings : SamplingSettings, optional
         How to draw.
+    results : list of Generated, optional
+        Empty ones, one each a request; they are filled along the way.
 
     Yields
     ------
-    tuple
-        After every step: (new, results). ``new`` is a list of (number of the request, token); ``results`` is the list of
-        :class:`Generated`, the same object each time.
+    list of tuple
+        After every step: (number of the request, its new token).
     """
     settings = settings or SamplingSettings()
     device = model.llm_decoder.weight.device
-    results = [Generated() for _ in requests]
+    results = [Generated() for _ in requests] if results is None else results
     generators = [torch.Generator().manual_seed(int(request.seed)) for request in requests]
     bounds = [settings.bounds(len(request.text)) for request in requests]
     prefixes = [prefix_embeddings(model, request) for request in requests]
@@ -163,7 +164,7 @@ def generation_steps(model, requests, settings=None):
                 result.finish_reason = "max_length"
                 continue
             kept.append(place)
-        yield new, results
+        yield new
         if not kept:
             return
         if len(kept) < len(rows):
@@ -184,8 +185,8 @@ def generate(model, requests, settings=None):
     -------
     list of Generated
     """
-    results = []
-    for _, results in generation_steps(model, requests, settings):
+    results = [Generated() for _ in requests]
+    for _ in generation_steps(model, requests, settings, results):
         pass
     return results
 
@@ -203,7 +204,7 @@ def stream(model, request, settings=None):
         As the value of ``StopIteration``.
     """
     result = Generated()
-    for new, (result,) in generation_steps(model, [request], settings):
+    for new in generation_steps(model, [request], settings, [result]):
         for _, token in new:
             yield token
     return result
@@ -213,8 +214,8 @@ def stream(model, request, settings=None):
 def stream_from_pieces(model, pieces, settings=None, prompt_speech=(), seed=0, mix=MIX):
     """Tokens while the text is still being written: turns of 5 text and 15 speech tokens, then the rest.
 
-    Needs a model that was trained on both layouts (``interleave`` of the experiment). A turn of speech always has its 15
-    tokens; then its text is due, as the published inference enforces.
+    Needs a model that was trained on both layouts (``interleave`` of the experiment). A turn of speech always has its
+    15 tokens; then its text is due, as the published inference enforces.
 
     Arguments
     ---------

@@ -1,8 +1,8 @@
 """Repetition-aware sampling of speech tokens (RAS, VALL-E 2, Chen et al. 2024, https://arxiv.org/abs/2406.05370,
 section 3.1, with the defaults of CosyVoice 2: top-p 0.8, top-k 25, window 10, tau 0.1).
 
-A token is drawn from the nucleus; if it stands in the last ``window`` tokens ``window * tau`` times or more, it is drawn
-anew from the whole distribution. Here both uniform numbers of a step are drawn each time, from a generator of the
+A token is drawn from the nucleus; if it stands in the last ``window`` tokens ``window * tau`` times or more, it is
+drawn anew from the whole distribution. Here both uniform numbers of a step are drawn each time, from a generator of the
 utterance's own, and turned into tokens by the inverse of the cumulative distribution: what an utterance gets depends on
 nothing else. A token that may not be drawn has probability zero before the nucleus is made (the published code draws
 again until another comes).

@@ -11,6 +11,7 @@ from speechbrain_emo.lobes import token_layout
 from speechbrain_emo.lobes.e_film import EFiLM
 from speechbrain_emo.lobes.speech_token_lm import SpeechTokenLM, TokenBatch
 from speechbrain_emo.lobes.token_generation import (
+    Generated,
     TokenRequest,
     generate,
     generation_steps,
@@ -386,7 +387,7 @@ def test_a_tag_changes_its_own_text_embeddings_only():
 
 
 def published_nucleus(probabilities, top_p, top_k):
-    """Tokens of the nucleus, by the definition: add tokens while the sum is below top_p and there are fewer than top_k."""
+    """Tokens of the nucleus, by the definition: add tokens while sum and number are below top_p and top_k."""
     kept, total = [], 0.0
     for token in np.argsort(-probabilities, kind="stable"):
         if total < top_p and len(kept) < top_k:
@@ -436,7 +437,8 @@ def test_every_step_yields_what_is_new():
     model = tiny()
     requests = [TokenRequest((1, 2), (0, 0), (0, 0), seed=i) for i in range(3)]
     seen = {0: [], 1: [], 2: []}
-    for new, results in generation_steps(model, requests, SamplingSettings(min_ratio=1, max_ratio=5)):
+    results = [Generated() for _ in requests]
+    for new in generation_steps(model, requests, SamplingSettings(min_ratio=1, max_ratio=5), results):
         for row, token in new:
             seen[row].append(token)
     assert [seen[i] for i in range(3)] == [r.tokens for r in results]
