@@ -8,18 +8,24 @@ V + 1 is not used. "Emo-FiLM" (arXiv 2509.20378): text embeddings are modulated 
 Axis letters: B batch, S text tokens, T speech tokens, P positions, D embedding, V speech tokens, W words.
 """
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from speechbrain_emo.lobes import token_layout
 from speechbrain_emo.lobes.e_film import EFiLM
+from speechbrain_emo.lobes.stored import CONFIG, WEIGHTS, save_stored
 
 #: What only the body's own text output uses; tied to the embedding in the published model and never needed here.
 UNUSED = "llm.model.lm_head.weight"
+#: What ``config.json`` of a stored model says.
+KIND = "speech_token_lm"
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,15 @@ class SpeechTokenLM(nn.Module):
             raise ValueError(f"film_mode is {film_mode!r}; allowed: film, addition, none")
         if num_speech_tokens < 1:
             raise ValueError(f"num_speech_tokens is {num_speech_tokens}; it must be at least 1")
+        self.arguments = {
+            "architecture": _plain(architecture),
+            "num_emotions": int(num_emotions),
+            "num_speech_tokens": int(num_speech_tokens),
+            "num_intensities": int(num_intensities),
+            "film_mode": film_mode,
+            "intensity": intensity,
+            "film_init_std": float(film_init_std),
+        }
         config = Qwen2Config(**architecture)
         self.size, self.num_speech_tokens = int(config.hidden_size), int(num_speech_tokens)
         self.num_emotions, self.num_intensities = int(num_emotions), int(num_intensities)
@@ -218,6 +233,10 @@ class SpeechTokenLM(nn.Module):
     def weights(self):
         """Parameters by name, without the body's unused text output; what is saved."""
         return {k: v for k, v in self.state_dict().items() if k != UNUSED}
+
+    def save(self, folder):
+        """Write the folder that :func:`load_speech_token_lm` reads."""
+        save_stored(_Weights(self), folder, KIND, self.arguments)
 
     def load_weights(self, state, without_film=False):
         """Load :meth:`weights`, or those of a published ``llm.pt``.
@@ -390,3 +409,63 @@ class SpeechTokenLM(nn.Module):
                 where, logits[spoken][:, : self.num_speech_tokens]
             ),
         )
+
+
+class _Weights:
+    """What is saved: tied weights once, the unused text output not at all."""
+
+    def __init__(self, lm):
+        self.state_dict = lm.weights
+
+
+def _plain(value):
+    """Data that JSON holds, from what a YAML reader wraps."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    raise ValueError(f"{value!r} is no plain data")
+
+
+def load_speech_token_lm(folder, **changes):
+    """A language model from the folder that a training or ``speechbrain_emo convert`` wrote.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        With ``config.json`` and ``model.safetensors``.
+    **changes
+        Arguments of :class:`SpeechTokenLM` that differ from the stored ones, such as ``attn_implementation``.
+
+    Returns
+    -------
+    SpeechTokenLM
+        In eval mode.
+
+    Raises
+    ------
+    ValueError
+        If it is no such folder, or the weights do not fit.
+
+    Example
+    -------
+    >>> load_speech_token_lm("nowhere")
+    Traceback (most recent call last):
+    ValueError: nowhere lacks config.json or model.safetensors: ...
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} lacks {CONFIG} or {WEIGHTS}: give the folder that a training or `speechbrain_emo convert` wrote"
+        )
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("kind") != KIND:
+        raise ValueError(f"{folder / CONFIG}: kind is {config.get('kind')!r}; a {KIND} is needed")
+    model = SpeechTokenLM(**{**config["arguments"], **changes})
+    model.load_weights(load_file(str(folder / WEIGHTS)))
+    return model.eval()
