@@ -114,12 +114,13 @@ class HarmonicSource(nn.Module):
         """
         options = {"generator": generator, "device": f0.device}
         with torch.no_grad():
-            # Draws of the published code in its order: initial phases, noise of the sines, noise of a branch
-            # that is not used. What is not needed is drawn too, so that seeds mean the same.
+            # Draws of the published code in its order and memory layout: initial phases, noise of the sines,
+            # noise of a branch that is not used. What is not needed is drawn too, so that seeds mean the same.
             torch.rand(f0.shape[0], self.num_harmonics + 1, **options)
             sines = self.sines(f0)
-            voiced = (f0 > self.voiced_threshold).to(f0).repeat_interleave(self.hop, dim=1)[..., None]
+            voiced = F.interpolate((f0 > self.voiced_threshold).to(f0)[:, None], scale_factor=float(self.hop))
+            voiced = voiced.transpose(1, 2)
             deviation = voiced * self.noise + (1 - voiced) * self.amplitude / 3
-            sines = sines * voiced + deviation * torch.randn(sines.shape, dtype=sines.dtype, **options)
-            torch.randn(voiced.shape, dtype=voiced.dtype, **options)
+            sines = sines * voiced + deviation * torch.empty_like(sines).normal_(generator=generator)
+            torch.empty_like(voiced).normal_(generator=generator)
         return torch.tanh(self.l_linear(sines)).transpose(1, 2)
