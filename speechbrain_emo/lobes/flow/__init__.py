@@ -3,7 +3,7 @@
 from speechbrain_emo.lobes.flow.encoder import UpsamplingConformer
 from speechbrain_emo.lobes.flow.estimator import CausalUNet
 from speechbrain_emo.lobes.flow.matching import FlowDraws, FlowMatching
-from speechbrain_emo.lobes.flow.model import FlowStream, MelBatch, TokenToMel, tiny_flow
+from speechbrain_emo.lobes.flow.model import FlowStream, MelBatch, TokenToMel, load_flow, tiny_flow
 
 __all__ = [
     "CausalUNet",
@@ -13,5 +13,6 @@ __all__ = [
     "MelBatch",
     "TokenToMel",
     "UpsamplingConformer",
+    "load_flow",
     "tiny_flow",
 ]

@@ -327,7 +327,12 @@ class UpsamplingConformer(nn.Module):
         attention_dropout=0.1,
     ):
         super().__init__()
-        self.size, self.chunk_size, self.look_ahead, self.upsampling = size, chunk_size, look_ahead, upsampling
+        self.size, self.chunk_size, self.look_ahead, self.upsampling = (
+            size,
+            chunk_size,
+            look_ahead,
+            upsampling,
+        )
         layer = (size, num_heads, hidden_size, dropout, attention_dropout)
         self.embed = ScaledInput(input_size, size, dropout, position_dropout)
         self.after_norm = nn.LayerNorm(size)
@@ -377,9 +382,7 @@ class UpsamplingConformer(nn.Module):
         x = self._layers(self.encoders, x, num_frames, streaming, 1, left_chunks, keep_first)
         x = self.up_embed(self.up_layer(x))
         num_frames = num_frames * self.upsampling
-        x = self._layers(
-            self.up_encoders, x, num_frames, streaming, self.upsampling, left_chunks, keep_first
-        )
+        x = self._layers(self.up_encoders, x, num_frames, streaming, self.upsampling, left_chunks, keep_first)
         return self.after_norm(x), num_frames
 
     def _layers(self, layers, x, num_frames, streaming, rate, left_chunks, keep_first):

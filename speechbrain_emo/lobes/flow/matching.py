@@ -185,9 +185,7 @@ class FlowMatching(nn.Module):
             )
         if self._noise is None:
             generator = torch.Generator().manual_seed(0)
-            self._noise = torch.randn(
-                1, self.estimator.num_mels, self.num_noise_frames, generator=generator
-            )
+            self._noise = torch.randn(1, self.estimator.num_mels, self.num_noise_frames, generator=generator)
         return self._noise[:, :, start:stop].to(like)
 
     def solve(

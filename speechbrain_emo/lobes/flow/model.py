@@ -15,6 +15,7 @@ from speechbrain_emo.lobes.flow.caches import ChunkCache, frame_mask
 from speechbrain_emo.lobes.flow.encoder import UpsamplingConformer
 from speechbrain_emo.lobes.flow.estimator import CausalUNet
 from speechbrain_emo.lobes.flow.matching import FlowMatching
+from speechbrain_emo.lobes.stored import load_stored, save_stored
 
 LAST_CHUNK = ("chunked", "full")
 
@@ -125,6 +126,16 @@ class TokenToMel(nn.Module):
         num_emotions=0,
     ):
         super().__init__()
+        self.arguments = {
+            "vocab_size": int(vocab_size),
+            "token_size": int(token_size),
+            "speaker_size": int(speaker_size),
+            "num_mels": int(num_mels),
+            "encoder": dict(encoder or {}),
+            "estimator": dict(estimator or {}),
+            "matching": dict(matching or {}),
+            "num_emotions": int(num_emotions),
+        }
         self.input_embedding = nn.Embedding(vocab_size, token_size)
         self.spk_embed_affine_layer = nn.Linear(speaker_size, num_mels)
         self.encoder = UpsamplingConformer(input_size=token_size, **(encoder or {}))
@@ -146,6 +157,15 @@ class TokenToMel(nn.Module):
     def num_mels(self):
         """Mel bins F."""
         return self.encoder_proj.out_features
+
+    @property
+    def speaker_size(self):
+        """Size of the speaker vector."""
+        return self.spk_embed_affine_layer.in_features
+
+    def save(self, folder):
+        """Write the folder that :func:`load_flow` reads."""
+        save_stored(self, folder, "flow", self.arguments)
 
     def embed(self, tokens, emotions=None, intensities=None):
         """Token embeddings, with the emotion where the model takes one.
@@ -186,7 +206,16 @@ class TokenToMel(nn.Module):
         return self.spk_embed_affine_layer(F.normalize(speaker, dim=1))
 
     def loss(
-        self, tokens, num_tokens, mel, num_frames, speaker, draws, streaming=False, emotions=None, intensities=None
+        self,
+        tokens,
+        num_tokens,
+        mel,
+        num_frames,
+        speaker,
+        draws,
+        streaming=False,
+        emotions=None,
+        intensities=None,
     ):
         """Flow-matching loss of a padded batch.
 
@@ -351,7 +380,9 @@ class TokenToMel(nn.Module):
         )
         left = num_frames - num_prompt_frames
         out = mel.new_zeros(batch, mel.shape[1], int(left.max()))
-        for row, (first, last) in enumerate(zip(num_prompt_frames.tolist(), num_frames.tolist(), strict=True)):
+        for row, (first, last) in enumerate(
+            zip(num_prompt_frames.tolist(), num_frames.tolist(), strict=True)
+        ):
             out[row, :, : last - first] = mel[row, :, first:last]
         return MelBatch(out, left)
 
@@ -586,6 +617,34 @@ class FlowStream:
     def num_bytes(self):
         """Memory of the caches."""
         return sum(cache.num_bytes() for cache in (*self.encoder_caches, *self.step_caches))
+
+
+def load_flow(folder):
+    """A flow from the folder that a training or ``speechbrain_emo convert`` wrote.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        With ``config.json`` and ``model.safetensors``.
+
+    Returns
+    -------
+    TokenToMel
+        In eval mode.
+
+    Raises
+    ------
+    ValueError
+        If it is no such folder or the weights do not fit.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> tiny_flow(vocab_size=7).save(folder)
+    >>> load_flow(folder).vocab_size
+    7
+    """
+    return load_stored(folder, {"flow": TokenToMel})
 
 
 def tiny_flow(vocab_size=6561, speaker_size=6, num_mels=8, num_emotions=0, chunk_size=4, **matching):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+from speechbrain_emo.lobes.stored import load_stored, save_stored
 from speechbrain_emo.lobes.vocoder.source import F0Predictor, HarmonicSource
 
 
@@ -59,9 +60,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
 
         def conv(dilation):
-            return _normed(
-                nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding="same")
-            )
+            return _normed(nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding="same"))
 
         self.convs1 = nn.ModuleList([conv(dilation) for dilation in dilations])
         self.convs2 = nn.ModuleList([conv(1) for _ in dilations])
@@ -149,6 +148,25 @@ class HiFT(nn.Module):
             )
         if channels % 2 ** len(upsample_rates):
             raise ValueError(f"channels is {channels}; it must be divisible by {2 ** len(upsample_rates)}")
+        self.arguments = {
+            "sample_rate": int(sample_rate),
+            "num_mels": int(num_mels),
+            "channels": int(channels),
+            "upsample_rates": list(upsample_rates),
+            "upsample_kernels": list(upsample_kernels),
+            "n_fft": int(n_fft),
+            "hop": int(hop),
+            "kernels": list(kernels),
+            "dilations": list(dilations),
+            "source_kernels": list(source_kernels),
+            "num_harmonics": int(num_harmonics),
+            "source_amplitude": float(source_amplitude),
+            "source_noise": float(source_noise),
+            "voiced_threshold": float(voiced_threshold),
+            "slope": float(slope),
+            "limit": float(limit),
+            "f0_channels": int(f0_channels),
+        }
         self.sample_rate, self.num_mels, self.n_fft, self.hop = sample_rate, num_mels, n_fft, hop
         self.slope, self.limit, self.num_kernels = slope, limit, len(kernels)
         self.frame_samples = hop * math.prod(upsample_rates)
@@ -192,7 +210,12 @@ class HiFT(nn.Module):
         torch.Tensor
             float (B, L), within the limit.
         """
-        transform = {"n_fft": self.n_fft, "hop_length": self.hop, "win_length": self.n_fft, "window": self.window}
+        transform = {
+            "n_fft": self.n_fft,
+            "hop_length": self.hop,
+            "win_length": self.n_fft,
+            "window": self.window,
+        }
         spectrum = torch.stft(source.squeeze(1), return_complex=True, **transform)
         spectrum = torch.cat([spectrum.real, spectrum.imag], dim=1)
         x = self.conv_pre(mel)
@@ -267,6 +290,10 @@ class HiFT(nn.Module):
             source[:, :, : source_before.shape[2]] = source_before
         return self.decode(mel, source), source
 
+    def save(self, folder):
+        """Write the folder that :func:`load_vocoder` reads."""
+        save_stored(self, folder, "vocoder", self.arguments)
+
     def fuse_weight_norm(self):
         """Compute the weight-normalised weights once and for all; the module can then not be trained or saved
         under the published names.
@@ -280,3 +307,31 @@ class HiFT(nn.Module):
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
         return self
+
+
+def load_vocoder(folder):
+    """A vocoder from the folder that a training or ``speechbrain_emo convert`` wrote.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        With ``config.json`` and ``model.safetensors``.
+
+    Returns
+    -------
+    HiFT
+        In eval mode.
+
+    Raises
+    ------
+    ValueError
+        If it is no such folder or the weights do not fit.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> HiFT(num_mels=8, channels=16, f0_channels=8).save(folder)
+    >>> load_vocoder(folder).num_mels
+    8
+    """
+    return load_stored(folder, {"vocoder": HiFT})

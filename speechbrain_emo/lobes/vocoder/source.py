@@ -66,9 +66,7 @@ class HarmonicSource(nn.Module):
     torch.Size([1, 1, 960])
     """
 
-    def __init__(
-        self, sample_rate, hop, num_harmonics=8, amplitude=0.1, noise=0.003, voiced_threshold=10.0
-    ):
+    def __init__(self, sample_rate, hop, num_harmonics=8, amplitude=0.1, noise=0.003, voiced_threshold=10.0):
         super().__init__()
         self.sample_rate, self.hop, self.num_harmonics = sample_rate, hop, num_harmonics
         self.amplitude, self.noise, self.voiced_threshold = amplitude, noise, voiced_threshold
