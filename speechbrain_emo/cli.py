@@ -104,6 +104,7 @@ def build_parser():
 
     _add_align(commands, example)
     _add_annotate(commands, example)
+    _add_convert(commands, example)
 
     doctor = commands.add_parser(
         "doctor",
@@ -381,6 +382,24 @@ def _add_annotate(commands, example):
     annotate.add_argument("--png", metavar="OUT", help="draw the words over waveform and F0")
 
 
+def _add_convert(commands, example):
+    convert = commands.add_parser(
+        "convert",
+        help="the published CosyVoice2-0.5B files as data that cannot run code",
+        description="Read llm.pt, flow.pt and hift.pt without running code, check every name and shape, and write "
+        "them as safetensors; the ONNX files and the text tokenizer are copied. The same command goes on where an "
+        "interrupted one was.",
+        **example(
+            f"  {_PROGRAM} convert CosyVoice2-0.5B --out results/cosyvoice2\n"
+            f"  {_PROGRAM} convert CosyVoice2-0.5B --out results/cosyvoice2 --parts flow vocoder\n\n"
+            "exit status: 0 converted, 2 a file is missing or not the published one"
+        ),
+    )
+    convert.add_argument("folder", metavar="DIR", help="holds the published files")
+    convert.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    convert.add_argument("--parts", nargs="+", metavar="PART", help="of llm, flow, vocoder (default: all)")
+
+
 def main(arguments=None):
     """Run a command.
 
@@ -421,6 +440,8 @@ def main(arguments=None):
             return _align(options)
         if options.command == "annotate":
             return _annotate(options)
+        if options.command == "convert":
+            return _convert(options)
         if options.command == "table":
             return _table(options.folders)
         if options.command == "judge":
@@ -500,6 +521,16 @@ def _align(options):
     if failed and not single:
         print(f"{failed} of {len(items)} recordings could not be aligned", file=sys.stderr)
     return FILES_FAILED if failed else OK
+
+
+def _convert(options):
+    from speechbrain_emo.inference.conversion import ConversionError, convert_folder
+
+    try:
+        convert_folder(options.folder, options.out, options.parts)
+    except (ConversionError, OSError) as error:
+        return _fail(str(error))
+    return OK
 
 
 def _annotate(options):
