@@ -412,7 +412,8 @@ def _add_speak(commands, example):
         "to: every file says in its metadata that it is synthetic.",
         **example(
             f"  {_PROGRAM} speak \"I thought we lost. <emotion type='hap' intensity='high'>Then she scored!"
-            "</emotion>\" \\\n      --speaker me.wav --speaker_text 'what I say in it' --out y.wav --model results/demo_film/1986\n"
+            "</emotion>\" \\\n      --speaker me.wav --speaker_text 'what I say in it' --out y.wav "
+            "--model results/demo_film/1986\n"
             f"  {_PROGRAM} speak --text_file lines.txt --speaker me.wav --out spoken/ --model results/demo_film/1986\n"
             f"  {_PROGRAM} speak 'so it is' --speaker me.wav --out y.wav --model results/cosyvoice2 --seed 3 --json\n\n"
             "exit status: 0 spoken, 1 spoken but the model did not end by itself (see the warning), 2 wrong arguments, "

@@ -56,7 +56,7 @@ def build_tts(folder, parts=("speech_tokenizer", "speaker_encoder", "flow", "voc
         lm,
         text,
         {name: str(folder / "parts" / name) for name in parts},
-        {"labels": list(LABELS), "sampling": {"min_ratio": 1.0, "max_ratio": 3.0}, **settings},
+        {"labels": list(LABELS), "sampling": {"min_ratio": 1.0, "max_ratio": 1.6}, **settings},
         {"experiment": "tiny", "license": "none"},
     )
 

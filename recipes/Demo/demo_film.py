@@ -193,3 +193,57 @@ def prepare_demo_film(
             validate_manifest(records, replacements={"data_root": str(data_folder)})
             write_manifest(save_folder / f"{kind}_{split}.json", records)
     write_text_atomically(done, json.dumps(settings) + "\n")
+
+
+def prepare_speak_list(manifests, prompts, save_file, label_map):
+    """Write an evaluation list: marked sentences, a neutral prompt of the same voice, the true recording.
+
+    Arguments
+    ---------
+    manifests : sequence of str
+        Of :func:`prepare_demo_film`; one that several hold is taken once.
+    prompts : str
+        Manifest whose neutral utterances speak the prompts, the first of each voice; it is not evaluated itself.
+    save_file : str
+        JSON object, id -> record as ``recipes/FEDD/README.md`` describes it.
+    label_map : dict
+        Label of the corpus -> label of the marks.
+
+    Returns
+    -------
+    int
+        Number of records.
+    """
+    from speechbrain_emo.prompts.markup import EmotionMarkup
+
+    unfilled = {"data_root": "{data_root}"}
+    voices = {}
+    for key, record in read_manifest(prompts, unfilled).items():
+        if record["emotion"] == NEUTRAL:
+            voices.setdefault(record["speaker"], (key, record))
+    markup, made = EmotionMarkup(tuple(label_map.values()), INTENSITIES), {}
+    for path in manifests:
+        for key, record in read_manifest(path, unfilled).items():
+            spoken_by = voices.get(record["speaker"])
+            if spoken_by is None or spoken_by[0] == key:
+                continue
+            words = record["words"]
+            marked = markup.from_words(
+                record["transcript"],
+                [row["word"] for row in words],
+                [label_map[row["emotion"]] for row in words],
+                [row["intensity"] for row in words],
+            )
+            made[key] = {
+                "markup": markup.write(marked),
+                "text": record["transcript"],
+                "speaker": record["speaker"],
+                "part": "single" if record["emotion"] else "mixed",
+                "transition": None,
+                "prompt": spoken_by[1]["wav"],
+                "prompt_text": spoken_by[1]["transcript"],
+                "protocol": "neutral",
+                "reference": record["wav"],
+            }
+    write_manifest(save_file, made)
+    return len(made)
