@@ -107,6 +107,7 @@ def build_parser():
     _add_annotate(commands, example)
     _add_convert(commands, example)
     _add_speak(commands, example)
+    _add_score_speech(commands, example)
 
     doctor = commands.add_parser(
         "doctor",
@@ -458,6 +459,41 @@ def _add_speak(commands, example):
     )
 
 
+def _add_score_speech(commands, example):
+    score = commands.add_parser(
+        "score_speech",
+        help="score a folder of synthetic speech of any system",
+        description="WER, emotion of marked words and spans, prosody of words against recordings, voices, Emo-SIM, "
+        "DTW and MCD of the outputs that a manifest lists: JSON lines (or an object) with file and markup (or text), "
+        "and where they are known reference, prompt, protocol and finish_reason. Every judge is named by you and in "
+        "results.json; what has no judge is left out.",
+        **example(
+            f"  {_PROGRAM} score_speech outputs --manifest outputs/outputs.jsonl \\\n      --data_folder "
+            "results/demo_corpus --asr results/demo_ib/1986 --annotator results/demo_word_emotion/1986\n"
+            f"  {_PROGRAM} score_speech outputs --manifest outputs.jsonl --asr hf:openai/whisper-large-v3 --frames "
+            "iic/emotion2vec_base --speaker campplus.onnx\n"
+            f"  {_PROGRAM} score_speech copies --manifest copies.jsonl --copies     # a vocoder's copies: PESQ\n\n"
+            "exit status: 0 all scored, 1 files of the manifest are missing, 2 wrong arguments"
+        ),
+    )
+    score.add_argument("folder", metavar="FOLDER", help="holds the outputs")
+    score.add_argument("--manifest", required=True, metavar="FILE", help="what they are")
+    score.add_argument("--out", metavar="DIR", help="default: scores/ in the folder")
+    score.add_argument("--data_folder", metavar="DIR", help="what {data_root} stands for in the manifest")
+    score.add_argument("--asr", metavar="MODEL", help="folder of a model of this toolkit, or hf:NAME")
+    score.add_argument("--speaker", metavar="MODEL", help="campplus.onnx, or folder of a speaker encoder")
+    score.add_argument("--annotator", metavar="DIR", help="word annotator that never saw the synthesiser")
+    score.add_argument("--frames", metavar="MODEL", help="emotion2vec's name, or folder of a speech encoder")
+    score.add_argument(
+        "--aligner", default="espeak-dtw", metavar="NAME", help=f"{ALIGNER_NAMES} (default: %(default)s)"
+    )
+    score.add_argument(
+        "--copies", action="store_true", help="outputs are copies of their references: PESQ too"
+    )
+    score.add_argument("--language", default="en", metavar="CODE", help="of the texts (default: en)")
+    score.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1")
+
+
 def main(arguments=None):
     """Run a command.
 
@@ -502,6 +538,8 @@ def main(arguments=None):
             return _convert(options)
         if options.command == "speak":
             return _speak(options)
+        if options.command == "score_speech":
+            return _score_speech(options)
         if options.command == "table":
             return _table(options.folders)
         if options.command == "judge":
@@ -649,6 +687,39 @@ def _speak(options):
     except (SpeakError, MarkupError, AudioError, OSError) as error:
         return _fail(str(error))
     return FILES_FAILED if unfinished else OK
+
+
+def _score_speech(options):
+    from speechbrain_emo.inference.speech_scores import make_judges, score_folder, score_rows
+    from speechbrain_emo.results import format_table
+
+    _, failure = _device(options.device)
+    if failure:
+        return _fail(failure)
+    try:
+        judges = make_judges(
+            options.asr,
+            options.speaker,
+            options.annotator,
+            options.frames,
+            options.aligner,
+            options.device,
+            options.language,
+        )
+        metrics = score_folder(
+            options.folder,
+            options.manifest,
+            judges,
+            options.out,
+            options.data_folder,
+            copies=options.copies,
+            language=options.language,
+            progress=sys.stderr.isatty(),
+        )
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(str(error))
+    print(format_table(score_rows(metrics), style="plain"))
+    return FILES_FAILED if metrics["speech.missing_files"] else OK
 
 
 def _annotate(options):

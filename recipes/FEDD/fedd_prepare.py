@@ -1,13 +1,13 @@
 """FEDD: sentences whose emotion changes inside, for testing word-level synthesis ("Emo-FiLM", arXiv 2509.20378).
 
-The set of the paper is not released. This builds it again from a public rebuild's lists (JSON lines of marked sentences):
-``part_a`` mild (a written sentence that turns from one feeling to another; no recording belongs to it), ``part_b``
-strong (two recordings of one speaker and sentence, in two emotions, joined at a border between words), and a list of
+The set of the paper is not released. This builds it again from a public rebuild's lists (JSON lines of marked
+sentences): ``part_a`` mild (a written sentence that turns from one feeling to another; no recording belongs to it),
+``part_b`` strong (two recordings of one speaker and sentence, in two emotions, joined at a border between words), and a list of
 ESD sentences with one emotion each. Recordings are made where ESD is at hand.
 
-The join: the first recording up to the border behind its last word, the second from the border before its next word; both
-borders lie in the middle between two words, where an aligner found them; 50 ms around the border are cross-faded with
-squared sine and cosine, so that the level of unlike signals stays.
+The join: the first recording up to the border behind its last word, the second from the border before its next word;
+both borders lie in the middle between two words, where an aligner found them; 50 ms around the border are cross-faded
+with squared cosine and sine, which sum to one.
 """
 
 import json
@@ -62,7 +62,7 @@ def join_recordings(first, second, first_border, second_border, sample_rate=RATE
     for name, samples, border in (("first", first, first_border), ("second", second, second_border)):
         if not 0 < border < len(samples) / sample_rate:
             raise ValueError(
-                f"the border of the {name} recording is {border:g} s; it lies inside its {len(samples) / sample_rate:g} s"
+                f"the border of the {name} recording is {border:g} s, not inside its {len(samples) / sample_rate:g} s"
             )
     a, b = round(first_border * sample_rate), round(second_border * sample_rate)
     half = min(round(crossfade * sample_rate / 2), a, b, len(first) - a, len(second) - b)
@@ -115,7 +115,9 @@ def read_list(path, labels=None):
 
 def _recordings(esd_folder):
     """Name (0011_000351) -> path of every ESD recording."""
-    found = {path.stem: path for path in sorted(Path(esd_folder).rglob("*.wav")) if _NAME.fullmatch(path.stem)}
+    found = {
+        path.stem: path for path in sorted(Path(esd_folder).rglob("*.wav")) if _NAME.fullmatch(path.stem)
+    }
     if not found:
         raise ManifestError(f"{esd_folder} holds no recording such as 0011/Angry/0011_000351.wav")
     return found
@@ -156,9 +158,9 @@ def prepare_fedd(
 ):
     """Write ``mild.json``, ``strong.json`` and ``esd.json``: evaluation lists, with recordings where ESD is at hand.
 
-    A record has ``markup``, ``text``, ``speaker``, ``part``, ``transition``, ``prompt`` (neutral recording of the voice)
-    and ``prompt_text``, ``protocol`` and ``reference`` (of strong and esd; None where there is none); joined ones also
-    ``border`` in seconds.
+    A record has ``markup``, ``text``, ``speaker``, ``part``, ``transition``, ``prompt`` (neutral recording of the
+    voice) and ``prompt_text``, ``protocol`` and ``reference`` (of strong and esd; None where there is none); joined ones
+    also ``border`` in seconds.
 
     Arguments
     ---------
@@ -202,7 +204,9 @@ def prepare_fedd(
             "prompts": sum(e["prompt"] is not None for e in entries.values()),
             "references": sum(e["reference"] is not None for e in entries.values()),
         }
-    write_text_atomically(save_folder / "preparation.txt", "".join(f"{n}\n" for n in notes) or "no findings\n")
+    write_text_atomically(
+        save_folder / "preparation.txt", "".join(f"{n}\n" for n in notes) or "no findings\n"
+    )
     write_text_atomically(save_folder / "fedd.json", json.dumps(counts, indent=1) + "\n")
     return counts
 

@@ -1,7 +1,7 @@
 """Speaks evaluation lists with a synthesiser and scores the outputs; resumable.
 
-A list is a JSON object, id -> record with ``markup``, ``prompt`` (recording of the voice), ``prompt_text``, ``protocol``
-and ``reference`` (recipes/FEDD/README.md). Outputs and ``outputs.jsonl`` are what ``score_speech`` takes.
+A list is a JSON object, id -> record with ``markup``, ``prompt`` (recording of the voice), ``prompt_text``,
+``protocol`` and ``reference`` (recipes/FEDD/README.md). Outputs and ``outputs.jsonl`` are what ``score_speech`` takes.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ def read_lists(paths, data_folder=None, default_prompt=None, num_evaluated=None)
                 made.update(prompt=default.get("wav"), prompt_text=default.get("text"))
             if not made["prompt"]:
                 raise ManifestError(
-                    f"{path}, {key}: no recording of the voice {made.get('speaker')}; give default_prompt: {{wav: FILE, "
-                    "text: what is said in it}"
+                    f"{path}, {key}: no recording of the voice {made.get('speaker')}; give default_prompt: "
+                    "{wav: FILE, text: what is said in it}"
                 )
             for name in ("prompt", "reference"):
                 if made.get(name):
@@ -141,7 +141,9 @@ def _spoken(tts, records, keys, voice, seed, failures):
     """(key, Speech) of those keys that can be spoken."""
     seeds = [int(hashlib.sha256(f"{seed} {key}".encode()).hexdigest()[:12], 16) for key in keys]
     try:
-        return list(zip(keys, tts.speak_batch([records[k]["markup"] for k in keys], voice, None, seeds, None)))
+        return list(
+            zip(keys, tts.speak_batch([records[k]["markup"] for k in keys], voice, None, seeds, None))
+        )
     except (SpeakError, MarkupError) as error:
         if len(keys) == 1:
             failures[keys[0]] = str(error)
@@ -169,7 +171,10 @@ def run_speak_corpus(hparams, run_opts):
     run_opts = {"device": device} if device else None
     tts = EmotionalTTS.from_hparams(hparams["model"], run_opts=run_opts)
     records = read_lists(
-        hparams["lists"], hparams.get("data_folder"), hparams.get("default_prompt"), hparams.get("num_evaluated")
+        hparams["lists"],
+        hparams.get("data_folder"),
+        hparams.get("default_prompt"),
+        hparams.get("num_evaluated"),
     )
     judges = make_judges(**hparams["judges"], device=device, language=hparams["language"])
     found = {}
@@ -179,7 +184,11 @@ def run_speak_corpus(hparams, run_opts):
         for key, reason in failures.items():
             logger.warning(f"{key}: not spoken: {reason}")
         found[seed] = score_folder(
-            folder, folder / OUTPUTS, judges, data_folder=hparams.get("data_folder"), language=hparams["language"]
+            folder,
+            folder / OUTPUTS,
+            judges,
+            data_folder=hparams.get("data_folder"),
+            language=hparams["language"],
         )
         print(format_table(score_rows(found[seed]), style="plain"))
     return found

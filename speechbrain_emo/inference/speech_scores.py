@@ -1,9 +1,9 @@
 """Scores a folder of synthetic speech against a manifest: one command over outputs of any system.
 
-A manifest is JSON lines (or a JSON object id -> record); a record has ``file`` (in the folder), ``markup`` (or ``text``),
-and where they are known ``reference`` (a recording of the same sentence with the wanted emotion), ``prompt`` (the voice),
-``protocol`` (``neutral`` or ``matched``: the emotion of the prompt) and ``finish_reason``. What judges is named: a
-recogniser for words, a speaker encoder, a word annotator for the marks, an encoder for frames.
+A manifest is JSON lines (or a JSON object id -> record); a record has ``file`` (in the folder), ``markup`` (or
+``text``), and where they are known ``reference`` (a recording of the same sentence with the wanted emotion), ``prompt``
+(the voice), ``protocol`` (``neutral`` or ``matched``: the emotion of the prompt) and ``finish_reason``. What judges is
+named: a recogniser for words, a speaker encoder, a word annotator for the marks, an encoder for frames.
 """
 
 import json
@@ -109,7 +109,9 @@ def read_outputs(manifest, folder, data_folder=None):
         if not row.get("file") or not (row.get("markup") or row.get("text")):
             raise ScoreError(f"{path}, record {number}: needs 'file' and 'markup' (or 'text')")
         if row.get("protocol") is not None and row["protocol"] not in PROTOCOLS:
-            raise ScoreError(f"{path}, {key}: protocol is {row['protocol']!r}; allowed: {', '.join(PROTOCOLS)}")
+            raise ScoreError(
+                f"{path}, {key}: protocol is {row['protocol']!r}; allowed: {', '.join(PROTOCOLS)}"
+            )
         if key in records or key in missing:
             raise ScoreError(f"{path}: the id {key!r} stands there twice")
         file = Path(row["file"]) if Path(row["file"]).is_absolute() else Path(folder) / Path(row["file"]).name
@@ -288,7 +290,9 @@ def _score_marks(line, judges, record, markup, marked, words):
     wave = load_audio(record["file"], RATE)
     alignment = Alignment(tuple(words), None, marked.text, len(wave) / RATE, judges.aligner)
     said = judges.annotator.annotate_file(record["file"], alignment=alignment).words
-    spans = [next((n for n, s in enumerate(marked.spans) if s.start <= start < s.stop), -1) for start, _ in places]
+    spans = [
+        next((n for n, s in enumerate(marked.spans) if s.start <= start < s.stop), -1) for start, _ in places
+    ]
     line["words"] = [
         {
             "word": word.word,

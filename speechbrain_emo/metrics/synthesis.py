@@ -153,7 +153,8 @@ def shift_correlations(targets, realised):
     for number, (target, output) in enumerate(zip(targets, realised)):
         if len(target.duration) != len(output.duration):
             raise ValueError(
-                f"utterance {number}: {len(target.duration)} words in the reference, {len(output.duration)} in the output"
+                f"utterance {number}: {len(target.duration)} words in the reference, {len(output.duration)} in the "
+                "output"
             )
         columns = {
             "log_f0": (target.log_f0, output.log_f0),
@@ -237,11 +238,18 @@ def mel_cepstral_distortion(first, second, sample_rate, order=13):
     cepstra = []
     for samples in (first, second):
         mel = librosa.feature.melspectrogram(
-            y=np.asarray(samples, dtype=np.float64), sr=sample_rate, n_fft=1024, hop_length=256, n_mels=80, power=1.0
+            y=np.asarray(samples, dtype=np.float64),
+            sr=sample_rate,
+            n_fft=1024,
+            hop_length=256,
+            n_mels=80,
+            power=1.0,
         )
         cepstra.append(dct(np.log(np.maximum(mel, 1e-10)), axis=0, norm="ortho")[1 : order + 1].T)
     a, b = cepstra
-    distance = np.sqrt(np.maximum(np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T, 0.0))
+    distance = np.sqrt(
+        np.maximum(np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T, 0.0)
+    )
     distance[distance < 1e-6] = 0.0
     cost, path = librosa.sequence.dtw(C=distance)
     return float(10 / np.log(10) * np.sqrt(2) * cost[-1, -1] / len(path))
