@@ -159,8 +159,8 @@ def prepare_fedd(
     """Write ``mild.json``, ``strong.json`` and ``esd.json``: evaluation lists, with recordings where ESD is at hand.
 
     A record has ``markup``, ``text``, ``speaker``, ``part``, ``transition``, ``prompt`` (neutral recording of the
-    voice) and ``prompt_text``, ``protocol`` and ``reference`` (of strong and esd; None where there is none); joined ones
-    also ``border`` in seconds.
+    voice) and ``prompt_text``, ``protocol`` and ``reference`` (of strong and esd; None where there is none); joined
+    ones also ``border`` in seconds.
 
     Arguments
     ---------
