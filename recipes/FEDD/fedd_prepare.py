@@ -2,8 +2,8 @@
 
 The set of the paper is not released. This builds it again from a public rebuild's lists (JSON lines of marked
 sentences): ``part_a`` mild (a written sentence that turns from one feeling to another; no recording belongs to it),
-``part_b`` strong (two recordings of one speaker and sentence, in two emotions, joined at a border between words), and a list of
-ESD sentences with one emotion each. Recordings are made where ESD is at hand.
+``part_b`` strong (two recordings of one speaker and sentence, in two emotions, joined at a border between words), and a
+list of ESD sentences with one emotion each. Recordings are made where ESD is at hand.
 
 The join: the first recording up to the border behind its last word, the second from the border before its next word;
 both borders lie in the middle between two words, where an aligner found them; 50 ms around the border are cross-faded
