@@ -67,12 +67,15 @@ def speech_tokens(records, tokenizer, load, file, batch_seconds=120.0, device="c
     write_text_atomically(file, "".join(json.dumps(entry) + "\n" for entry in known.values()))
     tokenizer = tokenizer.to(device)
     with open(file, "a", encoding="utf-8") as stream:
-        bar = tqdm(total=len(missing), desc="speech tokens", unit="utt", mininterval=1.0, disable=not progress)
+        bar = tqdm(
+            total=len(missing), desc="speech tokens", unit="utt", mininterval=1.0, disable=not progress
+        )
         start = 0
         while start < len(missing):
             stop = start + 1
             while (
-                stop < len(missing) and records[missing[stop]]["duration"] * (stop + 1 - start) <= batch_seconds
+                stop < len(missing)
+                and records[missing[stop]]["duration"] * (stop + 1 - start) <= batch_seconds
             ):
                 stop += 1
             keys = missing[start:stop]
@@ -281,7 +284,8 @@ class TokenRows:
         """
         before = before or {}
         rows = [
-            self.rows[i] if before.get(i) is None else _joined(self.rows[before[i]], self.rows[i]) for i in indices
+            self.rows[i] if before.get(i) is None else _joined(self.rows[before[i]], self.rows[i])
+            for i in indices
         ]
 
         def padded(name, value, kind=torch.int64):

@@ -20,9 +20,9 @@ from transformers import AutoTokenizer
 
 from speechbrain_emo import plots, results
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer
+from speechbrain_emo.brains.speech_llm_experiment import NOT_SETTINGS, plain_hparams
 from speechbrain_emo.brains.speech_token_brain import SpeechTokenBrain, TokenEmotionBrain
 from speechbrain_emo.brains.speech_token_data import LabelNoise, TokenRows, TokenSteps, speech_tokens
-from speechbrain_emo.brains.speech_llm_experiment import NOT_SETTINGS, plain_hparams
 from speechbrain_emo.brains.word_emotion_data import WordTargets, align_records
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, split_hash, write_text_atomically
@@ -97,7 +97,9 @@ class SpeechTokenExperiment:
             part = read_manifest(path, roots)
             twice = sorted(set(part) & set(records))
             if twice:
-                raise ManifestError(f"{path}: {len(twice)} ids stand in another manifest too, such as {twice[0]}")
+                raise ManifestError(
+                    f"{path}: {len(twice)} ids stand in another manifest too, such as {twice[0]}"
+                )
             records.update(part)
         if self.hparams.get("keep_labels"):
             kept = {*self.markup.labels, *(self.hparams.get("label_map") or {}), None}
@@ -426,7 +428,8 @@ class SpeechTokenExperiment:
             hparams=plain_hparams(hparams),
             split_hash=split_hash(self.records),
             wall_time=time.time() - self.started,
-            audio_seconds=sum(r["duration"] for r in self.records["train"].values()) * self.schedule.num_epochs,
+            audio_seconds=sum(r["duration"] for r in self.records["train"].values())
+            * self.schedule.num_epochs,
             command=hparams.get("command"),
             train_seconds=self.brain.progress["seconds"],
             num_records={split: len(part) for split, part in self.records.items()},
@@ -484,7 +487,9 @@ class SpeechTokenExperiment:
         }
         missing = [name for name, path in parts.items() if not pathlib.Path(path).exists()]
         for name in missing:
-            logger.warning(f"{parts.pop(name)} is not there: the exported model has no {name} and cannot be heard yet")
+            logger.warning(
+                f"{parts.pop(name)} is not there: the exported model has no {name} and cannot be heard yet"
+            )
         export_tts(
             self.output_folder / "model",
             self.lm,
@@ -530,7 +535,9 @@ def run_speech_token_lm(hparams, run_opts):
     settings = json.dumps(plain_hparams(relevant), sort_keys=True)
     if done.is_file():
         if done.read_text(encoding="utf-8") == settings:
-            logger.info(f"{output_folder} is complete with these settings; nothing to do (remove it to repeat)")
+            logger.info(
+                f"{output_folder} is complete with these settings; nothing to do (remove it to repeat)"
+            )
             return
         raise ValueError(
             f"{output_folder} holds a finished run with other settings: choose another output_folder (or another "

@@ -152,7 +152,9 @@ class SpeechTokenizerBrain(sb.Brain):
             features = self.modules.targets(audio.waveforms)
             wanted = torch.cat([features.matrix(), features.f0[..., None]], -1)
             wanted = (wanted - self.statistics["mean"]) / self.statistics["deviation"]
-            frames = torch.arange(count, device=wanted.device)[None] < (audio.num_samples // TOKEN_HOP)[:, None]
+            frames = (
+                torch.arange(count, device=wanted.device)[None] < (audio.num_samples // TOKEN_HOP)[:, None]
+            )
             # F0 counts where there is one, and as much as ten bands: it is what tells emotions apart.
             weight = torch.ones(wanted.shape, device=wanted.device)
             weight[..., -1] = 10.0 * features.voiced

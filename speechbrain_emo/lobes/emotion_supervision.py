@@ -282,7 +282,9 @@ class TokenObjective(nn.Module):
         tokens = F.cross_entropy(logits, output.targets, reduction="sum", label_smoothing=smoothing)
         emotion, labels = self._emotion_logits(batch, output)
         if emotion is None:
-            return TokenLoss(tokens, len(logits), _correct(logits, output.targets), tokens.new_zeros(()), 0, 0)
+            return TokenLoss(
+                tokens, len(logits), _correct(logits, output.targets), tokens.new_zeros(()), 0, 0
+            )
         return TokenLoss(
             tokens,
             len(logits),
@@ -300,7 +302,9 @@ class TokenObjective(nn.Module):
         if self.supervision == "predicted":
             distribution = self.predicted_tokens(output.speech_logits)
             logits = self.classifier(distribution, batch.speech_lengths, batch.speech_words, num_words)
-            _, there = pool_words(logits.new_zeros(*batch.speech_words.shape, 1), batch.speech_words, num_words)
+            _, there = pool_words(
+                logits.new_zeros(*batch.speech_words.shape, 1), batch.speech_words, num_words
+            )
         else:
             on_text = self.supervision == "text"
             states = output.text if on_text else output.states
