@@ -1,8 +1,10 @@
 """Trained models as objects: what explains, talks and annotates, and what they return."""
 
 from .chat import Attributes, ChatError, ChatTurn, EmotionalChat, Reply
+from .emotional_tts import EmotionalTTS, Voice
 from .explanation import Explanation, Failure
 from .interfaces import EmotionExplainer
+from .speech import SpeakError, Speech
 from .word_annotation import AnnotatedWord, WordAnnotation
 from .word_emotion import WordEmotionAnnotator
 
@@ -13,9 +15,13 @@ __all__ = [
     "ChatTurn",
     "EmotionExplainer",
     "EmotionalChat",
+    "EmotionalTTS",
     "Explanation",
     "Failure",
     "Reply",
+    "SpeakError",
+    "Speech",
+    "Voice",
     "WordAnnotation",
     "WordEmotionAnnotator",
 ]

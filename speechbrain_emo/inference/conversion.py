@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from speechbrain_emo.inference.safe_loading import sha256_of
 from speechbrain_emo.lobes.flow import TokenToMel
+from speechbrain_emo.lobes.speech_token_lm import KIND, PUBLISHED_ARCHITECTURE, SpeechTokenLM
 from speechbrain_emo.lobes.stored import CONFIG, WEIGHTS
 from speechbrain_emo.lobes.vocoder import HiFT
 
@@ -106,8 +107,14 @@ class PublishedPart:
     rename: Callable = plain_names
 
 
+def _published_lm():
+    """The language model as published: without modulation, in the size of ``hparams/backbones/cosyvoice2.yaml``."""
+    return SpeechTokenLM(PUBLISHED_ARCHITECTURE, num_emotions=5, film_mode="none")
+
+
 #: Name of the folder that is written -> the part. A new one is one more line here.
 PARTS = {
+    "llm": PublishedPart("llm.pt", _published_lm, KIND),
     "flow": PublishedPart("flow.pt", TokenToMel, "flow"),
     "vocoder": PublishedPart("hift.pt", HiFT, "vocoder"),
 }

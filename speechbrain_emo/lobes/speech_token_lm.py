@@ -24,6 +24,22 @@ from speechbrain_emo.lobes.stored import CONFIG, WEIGHTS, save_stored
 
 #: What only the body's own text output uses; tied to the embedding in the published model and never needed here.
 UNUSED = "llm.model.lm_head.weight"
+#: Qwen2.5-0.5B, the body of CosyVoice2-0.5B; a test holds it to hparams/backbones/cosyvoice2.yaml.
+PUBLISHED_ARCHITECTURE = {
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+}
 #: What ``config.json`` of a stored model says.
 KIND = "speech_token_lm"
 

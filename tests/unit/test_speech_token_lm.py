@@ -9,7 +9,12 @@ import yaml
 
 from speechbrain_emo.lobes import token_layout
 from speechbrain_emo.lobes.e_film import EFiLM
-from speechbrain_emo.lobes.speech_token_lm import SpeechTokenLM, TokenBatch
+from speechbrain_emo.lobes.speech_token_lm import (
+    PUBLISHED_ARCHITECTURE,
+    SpeechTokenLM,
+    TokenBatch,
+    load_speech_token_lm,
+)
 from speechbrain_emo.lobes.token_generation import (
     Generated,
     TokenRequest,
@@ -90,6 +95,7 @@ def test_names_and_shapes_are_the_published_ones():
     lines = [line.split("\t") for line in (REFERENCE / "llm.tsv").read_text().splitlines() if line]
     published = {name: tuple(int(n) for n in shape.split("x")) for name, shape, _ in lines}
     fragment = yaml.safe_load((REPOSITORY / "hparams" / "backbones" / "cosyvoice2.yaml").read_text())
+    assert {"model_type": "qwen2", **PUBLISHED_ARCHITECTURE} == fragment["architecture"]
     with torch.device("meta"):
         model = SpeechTokenLM(fragment["architecture"], num_emotions=5)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -130,6 +136,14 @@ def test_weights_load_by_name_and_faults_are_named():
         tiny(1).load_weights({**source.weights(), "extra": torch.zeros(1)})
     with pytest.raises(ValueError, match="of another shape"):
         tiny(1).load_weights({**source.weights(), "llm_decoder.bias": torch.zeros(3)})
+
+
+def test_a_saved_model_reads_back(tmp_path):
+    model = tiny(3, intensity="continuous")
+    model.save(tmp_path)
+    again = load_speech_token_lm(tmp_path)
+    assert again.film.kind == "continuous" and not again.training
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 
 
 # -- the model ----------------------------------------------------------------------------------------------
