@@ -7,6 +7,7 @@ Axes: B batch, T tokens, F mel bins, L samples.
 import hashlib
 import json
 import logging
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -490,7 +491,7 @@ class VocoderBatches(torch.utils.data.IterableDataset):
         self.order = np.random.default_rng([self.seed, self.epoch]).permutation(places)
 
     def __len__(self):
-        return -(-len(self.order) // self.batch_size)
+        return math.ceil(len(self.order) / self.batch_size)
 
     def __iter__(self):
         for start in range(0, len(self.order), self.batch_size):

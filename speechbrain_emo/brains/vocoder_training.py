@@ -1,4 +1,4 @@
-"""Trains the vocoder from mels to waveforms, first on spectra, then against discriminators, and saves it as a folder."""
+"""Trains the vocoder, first on spectra, then against discriminators, and saves it as a folder."""
 
 import logging
 

@@ -2,8 +2,8 @@
 
 HiFi-GAN's multi-period discriminator (Kong et al. 2020, https://arxiv.org/abs/2010.05646, section 2.3) beside one over
 magnitude spectra of three resolutions (Jang et al. 2021, https://arxiv.org/abs/2106.07889), as CosyVoice2's vocoder is
-trained. SpeechBrain's ``DiscriminatorP`` has the first in one size; here the channels are arguments, since the published
-size takes longer a step than a small vocoder trains.
+trained. SpeechBrain's ``DiscriminatorP`` has the first in one size; here the channels are arguments: a step of the
+published size takes longer than a small vocoder has.
 Axes: B batch, L samples, T frames.
 """
 

@@ -1,8 +1,8 @@
 """What a vocoder is trained with: adversarial losses, spectra and F0.
 
-The least-squares terms are SpeechBrain's (Mao et al. 2017); beside them feature matching as HiFi-GAN sums it (SpeechBrain
-takes the mean over layers, which the published weight does not fit) and CosyVoice2's truncated relative term. Weights are
-those of its recipe.
+The least-squares terms are SpeechBrain's (Mao et al. 2017); beside them feature matching as HiFi-GAN sums it
+(SpeechBrain takes the mean over layers, which the published weight does not fit) and CosyVoice2's truncated relative
+term. Weights are those of its recipe.
 """
 
 import torch
