@@ -30,8 +30,8 @@ def make_corpus(folder, count=6):
             key, seconds = f"{split}_{i}", 0.5 + 0.09 * i
             soundfile.write(folder / f"{key}.wav", buzz(110 + 20 * i, seconds).numpy(), 16000)
             words = [
-                {"word": "la", "start": 0.0, "end": 0.3, "emotion": "ang", "intensity": "high"},
-                {"word": "lo", "start": 0.3, "end": seconds, "emotion": "neu", "intensity": "low"},
+                {"word": "la", "start": 0.0, "end": 0.31, "emotion": "ang", "intensity": "high"},
+                {"word": "lo", "start": 0.31, "end": seconds, "emotion": "neu", "intensity": "low"},
             ]
             records[key] = {
                 "wav": f"{{data_root}}/{key}.wav",

@@ -201,7 +201,7 @@ class VocoderLoss(nn.Module):
 
     def discriminator(self, fake, real):
         """Loss of the discriminators on detached waveforms, a weighted sum."""
-        told = sum(sum(self.tell(f, r)[:2]) for f, r in zip(fake.scores, real.scores, strict=True))
+        told = sum(self.tell(f, r)[0] for f, r in zip(fake.scores, real.scores, strict=True))
         return told + self.weights["relative"] * relative_loss(real.scores, fake.scores)
 
     def total(self, terms):
