@@ -3,6 +3,7 @@
     epoch_cache     epoch of VIB-SER training with the feature cache, against live encoding
     answer_loss     answer-only loss, against the loss of transformers over all logits
     label_scoring   label scoring by likelihood, against greedy generation of the label
+    flow            flow and vocoder of CosyVoice2's sizes: streaming with caches against recomputing
     dual_chat       a turn of a spoken dialogue with kept keys and values, against re-encoding everything
 
 Each module says what its fair reference is and runs alone too. The numbers hold for the machine that made them;
@@ -16,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the f
 
 import torch
 
-from benchmarks import answer_loss, dual_chat, epoch_cache, label_scoring
+from benchmarks import answer_loss, dual_chat, epoch_cache, flow, label_scoring
 from benchmarks.common import argument_parser, machine
 
 EXAMPLE = "python -m benchmarks > benchmarks.md\n  python -m benchmarks --only label_scoring --rounds 3"
-NAMES = ("epoch_cache", "answer_loss", "label_scoring", "dual_chat")
+NAMES = ("epoch_cache", "answer_loss", "label_scoring", "flow", "dual_chat")
 # Small enough for seconds in all; the numbers mean little then.
 QUICK_LOSS = answer_loss.Sizes(vocab_size=16032, hidden_size=64, batch_size=2, positions=200)
 
@@ -66,6 +67,10 @@ def run(only=NAMES, rounds=3, threads=1, toy=False, quick=False, steps=20, backb
         yield from answer_loss.run(QUICK_LOSS if quick else None, rounds, threads)
     if "label_scoring" in only:
         yield from label_scoring.run(rounds=rounds, num_utterances=16 if quick else 32)
+    if "flow" in only:
+        yield from flow.run(
+            flow.Sizes(seconds=4, prompt_seconds=1, toy=1) if quick else None, rounds, threads
+        )
     if "dual_chat" in only:
         small = {
             "hidden_size": 32,

@@ -36,6 +36,9 @@ class F0Predictor(nn.Module):
             layers += [weight_norm(nn.Conv1d(size, channels, 3, padding=1)), nn.ELU()]
         self.condnet = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, 1)
+        # F0 is in Hz: weights near zero would take thousands of steps to say 200.
+        nn.init.normal_(self.classifier.weight, std=100.0 / channels**0.5)
+        nn.init.constant_(self.classifier.bias, 100.0)
 
     def forward(self, mel):
         """Mel, float (B, F, T), to F0 in Hz, float (B, T), never negative."""
