@@ -148,6 +148,13 @@ class EmotionalTTS(Pretrained):
         self.sample_rate = 24000 if vocoder is None else int(vocoder.sample_rate)
         flow = self._part("flow")
         self.mel = MelSpectrogram(num_mels=80 if flow is None else flow.num_mels).to(self.device)
+        if flow is not None and flow.emotion is not None:
+            known = flow.emotion.base.num_embeddings
+            if known != len(self.markup.labels):
+                raise UnsafeModelError(
+                    f"the flow of {self.model_name} knows {known} emotions, the marks are {self.markup.labels}: they do "
+                    "not belong together"
+                )
         self._aligners = {}
 
     def _part(self, name, needed=False):
@@ -450,7 +457,10 @@ class EmotionalTTS(Pretrained):
         size = len(made)
         emotions = intensities = None
         if flow.emotion is not None:
-            pairs = [self._emotions_of_speech(one, request) for one, request in zip(made, requests)]
+            pairs = [
+                self._emotions_of_speech(request, 0, len(one.tokens), len(one.tokens))
+                for one, request in zip(made, requests)
+            ]
             emotions, intensities = (
                 torch.nn.utils.rnn.pad_sequence([p[i] for p in pairs], batch_first=True) for i in range(2)
             )
@@ -478,9 +488,12 @@ class EmotionalTTS(Pretrained):
             wave, _ = vocoder.synthesise(mel, generator=generator)
         return wave[0].float().cpu().numpy()
 
-    def _emotions_of_speech(self, made, request):
-        """Emotion and intensity in [0, 1] of every speech token, its text taken to run evenly through the speech."""
-        places = (np.arange(len(made.tokens)) + 0.5) / max(len(made.tokens), 1) * len(request.text)
+    def _emotions_of_speech(self, request, start, stop, expected):
+        """Emotion and intensity in [0, 1] of speech tokens, the text taken to run evenly through ``expected`` of them.
+
+        Where a word lies in the tokens is not known before there is sound; a border may be off by a word.
+        """
+        places = (np.arange(start, stop) + 0.5) / max(expected, 1) * len(request.text)
         index = places.astype(int).clip(max=len(request.text) - 1)
         levels = max(len(self.markup.intensities) - 1, 1)
         emotions = torch.tensor([request.emotions[i] for i in index], dtype=torch.int64, device=self.device)
@@ -558,6 +571,8 @@ class EmotionalTTS(Pretrained):
         plan = self._plan(markup, voice, seed)
         flow, vocoder = self._part("flow", True), self._part("vocoder", True)
         begun = flow.stream(voice.tokens, voice.mel, voice.vector)
+        # How fast the voice speaks says where in the text a token is; without its text the flow is told no emotion.
+        rate = len(voice.tokens) / len(voice.text) if voice.text else None
         pause = np.zeros(int(self.settings["pause"] * self.sample_rate), dtype=np.float32)
         made, waves = [], []
         for number, request in enumerate(plan.requests):
@@ -570,8 +585,12 @@ class EmotionalTTS(Pretrained):
                 if len(result.tokens) == pushed:
                     continue
                 new = torch.tensor(result.tokens[pushed:], dtype=torch.int64, device=self.device)
+                felt = ()
+                if flow.emotion is not None and rate is not None:
+                    expected = rate * len(request.text)
+                    felt = self._emotions_of_speech(request, pushed, len(result.tokens), expected)
                 pushed = len(result.tokens)
-                mel = mels.push(new)
+                mel = mels.push(new, *felt)
                 if mel.shape[2]:
                     parts.append(sound.push(mel)[0].float().cpu().numpy())
                     if len(parts[-1]):
