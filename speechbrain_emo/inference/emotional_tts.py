@@ -152,8 +152,8 @@ class EmotionalTTS(Pretrained):
             known = flow.emotion.base.num_embeddings
             if known != len(self.markup.labels):
                 raise UnsafeModelError(
-                    f"the flow of {self.model_name} knows {known} emotions, the marks are {self.markup.labels}: they do "
-                    "not belong together"
+                    f"the flow of {self.model_name} knows {known} emotions, the marks are {self.markup.labels}: "
+                    "they do not belong together"
                 )
         self._aligners = {}
 
