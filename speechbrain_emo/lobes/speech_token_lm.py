@@ -8,6 +8,7 @@ V + 1 is not used. "Emo-FiLM" (arXiv 2509.20378): text embeddings are modulated 
 Axis letters: B batch, S text tokens, T speech tokens, P positions, D embedding, V speech tokens, W words.
 """
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ PUBLISHED_ARCHITECTURE = {
     "eos_token_id": 151645,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
 }
+#: Of :func:`with_precision`.
+PRECISIONS = ("fp32", "bf16", "int8")
 #: What ``config.json`` of a stored model says.
 KIND = "speech_token_lm"
 
@@ -425,6 +428,42 @@ class SpeechTokenLM(nn.Module):
                 where, logits[spoken][:, : self.num_speech_tokens]
             ),
         )
+
+
+def with_precision(model, precision):
+    """A copy of a language model with smaller weights, for speech on a CPU: reading them is what a token waits for.
+
+    Arguments
+    ---------
+    model : SpeechTokenLM
+        In eval mode; stays as it is.
+    precision : str
+        ``fp32``: the model itself; ``bf16``: all weights in bfloat16; ``int8``: the weights of linear layers as int8
+        with a scale each, activations quantised as they come (torch's dynamic quantisation).
+
+    Returns
+    -------
+    SpeechTokenLM
+        Cannot be trained or saved unless fp32.
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown.
+
+    Example
+    -------
+    >>> with_precision(None, "fp8")
+    Traceback (most recent call last):
+    ValueError: precision is 'fp8'; allowed: fp32, bf16, int8
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return model
+    if precision == "bf16":
+        return copy.deepcopy(model).to(torch.bfloat16)
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
 class _Weights:

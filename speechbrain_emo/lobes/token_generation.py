@@ -81,7 +81,7 @@ class Generated:
 
 
 def _text_embeddings(model, tokens, emotions, intensities):
-    device = model.llm_decoder.weight.device
+    device = model.llm_embedding.weight.device
     made = torch.tensor(list(intensities), device=device)
     if made.is_floating_point():
         made = made.float()
@@ -94,7 +94,7 @@ def _text_embeddings(model, tokens, emotions, intensities):
 
 def prefix_embeddings(model, request):
     """Embeddings (P, D) of sos, prompt text, text, task, prompt speech."""
-    device = model.llm_decoder.weight.device
+    device = model.llm_embedding.weight.device
     text = _text_embeddings(
         model,
         [*request.prompt_text, *request.text],
@@ -132,7 +132,7 @@ def generation_steps(model, requests, settings=None, results=None):
         After every step: (number of the request, its new token).
     """
     settings = settings or SamplingSettings()
-    device = model.llm_decoder.weight.device
+    device = model.llm_embedding.weight.device
     results = [Generated() for _ in requests] if results is None else results
     generators = [torch.Generator().manual_seed(int(request.seed)) for request in requests]
     bounds = [settings.bounds(len(request.text)) for request in requests]
@@ -243,7 +243,7 @@ def stream_from_pieces(model, pieces, settings=None, prompt_speech=(), seed=0, m
     """
     settings = settings or SamplingSettings()
     generator = torch.Generator().manual_seed(int(seed))
-    device = model.llm_decoder.weight.device
+    device = model.llm_embedding.weight.device
     cache, result = DynamicCache(), Generated()
     prompt = list(prompt_speech)
     waiting, num_text, unread = [], 0, [model.marker(0)]

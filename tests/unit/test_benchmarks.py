@@ -12,7 +12,16 @@ import sys
 import pytest
 import torch
 
-from benchmarks import answer_loss, common, dual_chat, epoch_cache, flow, label_scoring, run_all
+from benchmarks import (
+    answer_loss,
+    common,
+    dual_chat,
+    epoch_cache,
+    flow,
+    label_scoring,
+    run_all,
+    speech_tokens,
+)
 
 SMALL_LOSS = answer_loss.Sizes(
     vocab_size=512, hidden_size=32, num_layers=1, batch_size=3, positions=24, answer=5
@@ -208,7 +217,7 @@ def test_streaming_and_guidance_compare_the_same_output(monkeypatch):
         flow.Sizes(seconds=1)
 
 
-@pytest.mark.parametrize("module", [answer_loss, epoch_cache, flow, label_scoring, run_all])
+@pytest.mark.parametrize("module", [answer_loss, epoch_cache, flow, label_scoring, run_all, speech_tokens])
 def test_help_has_an_example_and_names_the_reference(module, capsys):
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
@@ -237,3 +246,16 @@ def test_a_turn_of_the_dual_chat():
     read, whole = table.header.index("positions read"), table.header.index("of")
     assert [row[read] == row[whole] for row in table.rows] == [True, True, False]
     assert table.rows[2][read] < table.rows[2][whole] / 2
+
+
+def test_speech_tokens_are_those_of_the_reference():
+    """The variants say the same thing: transformers' generate, the cache here, and a batch."""
+    sizes = speech_tokens.Sizes(text=6, prompt=8, tokens=10, batch=3, toy=1)
+    decode, chunk = speech_tokens.run(sizes, rounds=1)
+    check_table(decode, 5)
+    check_table(chunk, 3)
+    stay, error = decode.header.index("tokens that stay"), decode.header.index("error of scores")
+    cells = {row[0]: row for row in decode.rows}
+    for name in ("transformers generate, fp32 (reference)", "ours, fp32", "ours, fp32, batch of 3"):
+        assert cells[name][stay] == "1.00", name
+    assert 0 < float(cells["ours, int8"][error]) < 0.5 and float(cells["ours, fp32"][error]) == 0
