@@ -3,6 +3,8 @@
     epoch_cache     epoch of VIB-SER training with the feature cache, against live encoding
     answer_loss     answer-only loss, against the loss of transformers over all logits
     label_scoring   label scoring by likelihood, against greedy generation of the label
+    flow            flow and vocoder of CosyVoice2's sizes: streaming with caches against recomputing
+    speech_tokens   speech tokens of CosyVoice2's language model, against generate() of transformers
     dual_chat       a turn of a spoken dialogue with kept keys and values, against re-encoding everything
     partial_lora    training step of two partial LoRAs against one plain LoRA; a spoken reply by part
 
@@ -18,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the f
 
 import torch
 
-from benchmarks import answer_loss, dual_chat, epoch_cache, label_scoring, partial_lora
+from benchmarks import answer_loss, dual_chat, epoch_cache, flow, label_scoring, partial_lora, speech_tokens
 from benchmarks.common import argument_parser, machine
 
 EXAMPLE = "python -m benchmarks > benchmarks.md\n  python -m benchmarks --only label_scoring --rounds 3"
-NAMES = ("epoch_cache", "answer_loss", "label_scoring", "dual_chat", "partial_lora")
+NAMES = ("epoch_cache", "answer_loss", "label_scoring", "flow", "speech_tokens", "dual_chat", "partial_lora")
 # Small enough for seconds in all; the numbers mean little then.
 QUICK_LOSS = answer_loss.Sizes(vocab_size=16032, hidden_size=64, batch_size=2, positions=200)
 
@@ -68,6 +70,12 @@ def run(only=NAMES, rounds=3, threads=1, toy=False, quick=False, steps=20, backb
         yield from answer_loss.run(QUICK_LOSS if quick else None, rounds, threads)
     if "label_scoring" in only:
         yield from label_scoring.run(rounds=rounds, num_utterances=16 if quick else 32)
+    if "flow" in only:
+        yield from flow.run(
+            flow.Sizes(seconds=4, prompt_seconds=1, toy=1) if quick else None, rounds, threads
+        )
+    if "speech_tokens" in only:
+        yield from speech_tokens.run(speech_tokens.Sizes(tokens=12, toy=1) if quick else None, rounds)
     if "dual_chat" in only:
         small = {
             "hidden_size": 32,

@@ -68,6 +68,7 @@ def build_parser():
             f"  {_PROGRAM} explain speech.wav --model results/demo_ib/1986\n"
             f"  {_PROGRAM} align speech.wav --text 'what is said'\n"
             f"  {_PROGRAM} annotate speech.wav --text 'what is said' --model results/demo_word_emotion/1986\n"
+            f"  {_PROGRAM} speak 'so it is' --speaker me.wav --out y.wav --model results/demo_film/1986\n"
             f"  {_PROGRAM} doctor\n"
             f"  {_PROGRAM} train hparams/demo_ib.yaml"
         ),
@@ -117,6 +118,9 @@ def build_parser():
     _add_align(commands, example)
     _add_annotate(commands, example)
     cli_trust.add_commands(commands, example, _PROGRAM)
+    _add_convert(commands, example)
+    _add_speak(commands, example)
+    _add_score_speech(commands, example)
 
     doctor = commands.add_parser(
         "doctor",
@@ -467,6 +471,115 @@ def _add_annotate(commands, example):
     annotate.add_argument("--png", metavar="OUT", help="draw the words over waveform and F0")
 
 
+def _add_convert(commands, example):
+    convert = commands.add_parser(
+        "convert",
+        help="the published CosyVoice2-0.5B files as data that cannot run code",
+        description="Read llm.pt, flow.pt and hift.pt without running code, check every name and shape, and write "
+        "them as safetensors; the ONNX files and the text tokenizer are copied. The same command goes on where an "
+        "interrupted one was.",
+        **example(
+            f"  {_PROGRAM} convert CosyVoice2-0.5B --out results/cosyvoice2\n"
+            f"  {_PROGRAM} convert CosyVoice2-0.5B --out results/cosyvoice2 --parts flow vocoder\n\n"
+            "exit status: 0 converted, 2 a file is missing or not the published one"
+        ),
+    )
+    convert.add_argument("folder", metavar="DIR", help="holds the published files")
+    convert.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    convert.add_argument("--parts", nargs="+", metavar="PART", help="of llm, flow, vocoder (default: all)")
+
+
+def _add_speak(commands, example):
+    speak = commands.add_parser(
+        "speak",
+        help="say a text whose words are marked with emotions, in a given voice",
+        description="Speech of a text in the voice of a recording. Marks: <emotion type='hap' intensity='high'>words"
+        "</emotion>; types ang, hap, neu, sad, sur (or those of the model), intensities low, medium, high; what is not "
+        "marked is neutral. A literal < is written &lt;. Clone a voice only with the consent of the person it belongs "
+        "to: every file says in its metadata that it is synthetic.",
+        **example(
+            f"  {_PROGRAM} speak \"I thought we lost. <emotion type='hap' intensity='high'>Then she scored!"
+            "</emotion>\" \\\n      --speaker me.wav --speaker_text 'what I say in it' --out y.wav "
+            "--model results/demo_film/1986\n"
+            f"  {_PROGRAM} speak --text_file lines.txt --speaker me.wav --out spoken/ --model results/demo_film/1986\n"
+            f"  {_PROGRAM} speak 'so it is' --speaker me.wav --out y.wav --model results/cosyvoice2 --seed 3 --json\n\n"
+            "exit status: 0 spoken, 1 spoken but the model did not end by itself (see the warning), 2 wrong arguments, "
+            "text or voice;\nthen no file is written"
+        ),
+    )
+    speak.add_argument("text", nargs="?", metavar="TEXT", help="with marks")
+    speak.add_argument(
+        "--text_file",
+        metavar="FILE",
+        help="a text a line, in UTF-8; then --out is a folder: 0001.wav and so on",
+    )
+    speak.add_argument(
+        "--speaker", required=True, metavar="FILE", help="recording of the voice, best 3 to 10 s"
+    )
+    speak.add_argument(
+        "--speaker_text", metavar="TEXT", help="what is said in it: the speech goes on in its manner"
+    )
+    speak.add_argument(
+        "--out", required=True, metavar="OUT", help=".wav or .flac file (a folder with --text_file)"
+    )
+    speak.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a training, an exported or a converted model"
+    )
+    speak.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed says it otherwise (default: 0)"
+    )
+    speak.add_argument(
+        "--aligner",
+        default="espeak-dtw",
+        metavar="NAME",
+        help=f"finds the words' times: {ALIGNER_NAMES}, or none (default: %(default)s)",
+    )
+    speak.add_argument(
+        "--batch_size", type=_positive, default=8, metavar="N", help="texts at a time (default: 8)"
+    )
+    speak.add_argument(
+        "--json", action="store_true", help="tokens, words' times, reason of the end: a JSON line a text"
+    )
+    speak.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
+    )
+
+
+def _add_score_speech(commands, example):
+    score = commands.add_parser(
+        "score_speech",
+        help="score a folder of synthetic speech of any system",
+        description="WER, emotion of marked words and spans, prosody of words against recordings, voices, Emo-SIM, "
+        "DTW and MCD of the outputs that a manifest lists: JSON lines (or an object) with file and markup (or text), "
+        "and where they are known reference, prompt, protocol and finish_reason. Every judge is named by you and in "
+        "results.json; what has no judge is left out.",
+        **example(
+            f"  {_PROGRAM} score_speech outputs --manifest outputs/outputs.jsonl \\\n      --data_folder "
+            "results/demo_corpus --asr results/demo_ib/1986 --annotator results/demo_word_emotion/1986\n"
+            f"  {_PROGRAM} score_speech outputs --manifest outputs.jsonl --asr hf:openai/whisper-large-v3 --frames "
+            "iic/emotion2vec_base --speaker campplus.onnx\n"
+            f"  {_PROGRAM} score_speech copies --manifest copies.jsonl --copies     # a vocoder's copies: PESQ\n\n"
+            "exit status: 0 all scored, 1 files of the manifest are missing, 2 wrong arguments"
+        ),
+    )
+    score.add_argument("folder", metavar="FOLDER", help="holds the outputs")
+    score.add_argument("--manifest", required=True, metavar="FILE", help="what they are")
+    score.add_argument("--out", metavar="DIR", help="default: scores/ in the folder")
+    score.add_argument("--data_folder", metavar="DIR", help="what {data_root} stands for in the manifest")
+    score.add_argument("--asr", metavar="MODEL", help="folder of a model of this toolkit, or hf:NAME")
+    score.add_argument("--speaker", metavar="MODEL", help="campplus.onnx, or folder of a speaker encoder")
+    score.add_argument("--annotator", metavar="DIR", help="word annotator that never saw the synthesiser")
+    score.add_argument("--frames", metavar="MODEL", help="emotion2vec's name, or folder of a speech encoder")
+    score.add_argument(
+        "--aligner", default="espeak-dtw", metavar="NAME", help=f"{ALIGNER_NAMES} (default: %(default)s)"
+    )
+    score.add_argument(
+        "--copies", action="store_true", help="outputs are copies of their references: PESQ too"
+    )
+    score.add_argument("--language", default="en", metavar="CODE", help="of the texts (default: en)")
+    score.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1")
+
+
 def main(arguments=None):
     """Run a command.
 
@@ -509,6 +622,12 @@ def main(arguments=None):
             return _align(options)
         if options.command == "annotate":
             return _annotate(options)
+        if options.command == "convert":
+            return _convert(options)
+        if options.command == "speak":
+            return _speak(options)
+        if options.command == "score_speech":
+            return _score_speech(options)
         if options.command == "table":
             return _table(options.folders, options.latex)
         if options.command == "judge":
@@ -594,6 +713,107 @@ def _align(options):
     if failed and not single:
         print(f"{failed} of {len(items)} recordings could not be aligned", file=sys.stderr)
     return FILES_FAILED if failed else OK
+
+
+def _convert(options):
+    from speechbrain_emo.inference.conversion import ConversionError, convert_folder
+
+    try:
+        convert_folder(options.folder, options.out, options.parts)
+    except (ConversionError, OSError) as error:
+        return _fail(str(error))
+    return OK
+
+
+def _speak(options):
+    from pathlib import Path
+
+    import transformers
+
+    from speechbrain_emo.dataio.audio import AudioError
+    from speechbrain_emo.inference import EmotionalTTS, SpeakError
+    from speechbrain_emo.inference.speech import check_target
+    from speechbrain_emo.prompts.markup import MarkupError
+
+    if (options.text is None) == (options.text_file is None):
+        return _fail("give a text, or --text_file with a text a line")
+    if options.text is not None:
+        texts, targets = [options.text], [Path(options.out)]
+    else:
+        try:
+            lines = Path(options.text_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            return _fail(f"--text_file {options.text_file}: {error}")
+        texts = [line.strip() for line in lines if line.strip()]
+        targets = [Path(options.out) / f"{number:04d}.wav" for number in range(1, len(texts) + 1)]
+        if not texts:
+            return _fail(f"--text_file {options.text_file}: holds no text")
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    run_opts, failure = _device(options.device)
+    if failure:
+        return _fail(failure)
+    aligner = None if options.aligner == "none" else options.aligner
+    try:
+        for target in targets:
+            check_target(target)
+        tts = EmotionalTTS.from_hparams(source=options.model, run_opts=run_opts)
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(f"cannot use the model of --model {options.model}: {error}")
+    unfinished = 0
+    try:
+        voice = tts.voice(options.speaker, options.speaker_text)
+        for start in range(0, len(texts), options.batch_size):
+            some = slice(start, start + options.batch_size)
+            seeds = [options.seed] * len(texts[some])
+            spoken = tts.speak_batch(texts[some], voice, seeds=seeds, aligner=aligner)
+            for target, speech in zip(targets[some], spoken):
+                speech.save(target)
+                unfinished += speech.finish_reason != "eos"
+                if options.json:
+                    print(
+                        json.dumps({"file": str(target), **speech.to_dict()}, ensure_ascii=False), flush=True
+                    )
+                else:
+                    print(f"{target}: {speech.duration:.2f} s, {speech.finish_reason}", flush=True)
+                for warning in () if options.json else speech.warnings:
+                    print(f"warning: {target.name}: {warning}", file=sys.stderr)
+    except (SpeakError, MarkupError, AudioError, OSError) as error:
+        return _fail(str(error))
+    return FILES_FAILED if unfinished else OK
+
+
+def _score_speech(options):
+    from speechbrain_emo.inference.speech_scores import make_judges, score_folder, score_rows
+    from speechbrain_emo.results import format_table
+
+    _, failure = _device(options.device)
+    if failure:
+        return _fail(failure)
+    try:
+        judges = make_judges(
+            options.asr,
+            options.speaker,
+            options.annotator,
+            options.frames,
+            options.aligner,
+            options.device,
+            options.language,
+        )
+        metrics = score_folder(
+            options.folder,
+            options.manifest,
+            judges,
+            options.out,
+            options.data_folder,
+            copies=options.copies,
+            language=options.language,
+            progress=sys.stderr.isatty(),
+        )
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(str(error))
+    print(format_table(score_rows(metrics), style="plain"))
+    return FILES_FAILED if metrics["speech.missing_files"] else OK
 
 
 def _annotate(options):

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 __all__ = [
     "plot_confusion_matrix",
     "plot_explanation",
+    "plot_film",
     "plot_group_means",
     "plot_latent_maps",
     "plot_layer_weights",
@@ -796,4 +797,78 @@ def plot_timeline(times, probabilities, labels, segments, levels, path, title="E
         fontsize=8,
     )
     axes[0].set_title(title, fontsize=11)
+    return _save(figure, path)
+
+
+def plot_film(names, gamma, beta, num_intensities, path, title="Modulation of text embeddings"):
+    """gamma and beta of every emotion and intensity: a map of two principal components, and their norms.
+
+    Arguments
+    ---------
+    names : sequence of str
+        N names ``emotion/intensity``; those of one emotion stand together, weakest intensity first.
+    gamma, beta : array
+        (N, D).
+    num_intensities : int
+        Intensities of each emotion.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If the numbers do not fit, or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> rng = np.random.default_rng(0)
+    >>> names = [f"{e}/{i}" for e in ("hap", "sad") for i in ("low", "high")]
+    >>> plot_film(names, rng.normal(1, 0.1, (4, 8)), rng.normal(0, 0.1, (4, 8)), 2, tempfile.mkdtemp() + "/f.png").name
+    'f.png'
+    """
+    gamma, beta = np.asarray(gamma, dtype=float), np.asarray(beta, dtype=float)
+    if not len(names) == len(gamma) == len(beta) or len(names) % num_intensities:
+        raise ValueError(
+            f"{len(names)} names, {len(gamma)} gamma, {len(beta)} beta, {num_intensities} intensities: give one of each"
+        )
+    figure = _figure(11.0, 7.5)
+    axes = figure.subplots(2, 2)
+    parts = ((r"$\gamma - 1$", gamma - 1), (r"$\beta$", beta))
+    emotions = [name.rsplit("/", 1)[0] for name in names[::num_intensities]]
+    intensities = [name.rsplit("/", 1)[1] for name in names[:num_intensities]]
+    for row, (label, values) in enumerate(parts):
+        centred = values - values.mean(0)
+        left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+        places = (left * sizes)[:, :2]
+        if places.shape[1] < 2:
+            places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
+        share = (sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-30)
+        norms = np.linalg.norm(values, axis=1)
+        for number, emotion in enumerate(emotions):
+            own = slice(number * num_intensities, (number + 1) * num_intensities)
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            # The line goes from the weakest to the strongest, whose marker is the largest.
+            axes[row][0].plot(*places[own].T, color=colour, linewidth=1)
+            axes[row][0].scatter(
+                *places[own].T,
+                s=np.linspace(25, 110, num_intensities),
+                color=colour,
+                marker=marker,
+                label=emotion,
+            )
+            axes[row][1].plot(range(num_intensities), norms[own], color=colour, marker=marker, label=emotion)
+        axes[row][0].set_title(f"{label}: two components, {100 * share:.0f} % of the variance", fontsize=10)
+        axes[row][1].set_title(f"norm of {label}", fontsize=10)
+        axes[row][1].set_xticks(range(num_intensities), intensities)
+        axes[row][1].set_ylim(bottom=0)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=12)
     return _save(figure, path)

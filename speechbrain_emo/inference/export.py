@@ -94,6 +94,27 @@ NEXT_LINE_DEFAULTS = {
     "language": "en",
     "precision": "fp32",
 }
+#: Settings of a synthesiser and their defaults; None for what must be given.
+SPEAK_DEFAULTS = {
+    "labels": None,
+    "intensities": ["low", "medium", "high"],
+    "untagged": None,
+    "sampling": {},
+    "language": "en",
+    "plain_words": False,
+    "max_characters": 5000,
+    "max_piece_characters": 200,
+    "max_duration": 30.0,
+    "pause": 0.2,
+}
+SPEAK_KEYS = (MODEL_FOLDER, "speak")
+#: Parts of a synthesiser: name in the model's folder -> name of the same part where it is a published file.
+SPEAK_PARTS = {
+    "speech_tokenizer": "speech_tokenizer_v2.onnx",
+    "speaker_encoder": "campplus.onnx",
+    "flow": None,
+    "vocoder": None,
+}
 _COMMON_KEYS = (MODEL_FOLDER, "encoder", "llm", "front_end", "answer_format", "tasks", "slot_kinds", "labels")
 #: Keys of ``hyperparams.yaml``, by what the model is for.
 HPARAMS_KEYS = (*_COMMON_KEYS, "explain")
@@ -327,6 +348,121 @@ def complete_annotate_settings(settings):
     if missing:
         raise ExportError(f"annotate lacks {missing}")
     return settings
+
+
+def complete_speak_settings(settings):
+    """The synthesiser's settings with defaults for what is not given.
+
+    Arguments
+    ---------
+    settings : mapping
+        Keys of ``SPEAK_DEFAULTS``.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ExportError
+        If a key is unknown or missing, or a number is out of range.
+
+    Example
+    -------
+    >>> complete_speak_settings({"labels": ["hap", "neu"]})["max_characters"]
+    5000
+    """
+    settings = _with_defaults("speak", settings, SPEAK_DEFAULTS)
+    if not settings["labels"]:
+        raise ExportError("speak lacks 'labels'")
+    for key in ("max_characters", "max_piece_characters"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise ExportError(f"speak.{key} is {settings[key]!r}; it must be a whole number of 1 and above")
+    return settings
+
+
+def export_tts(folder, lm, text_tokenizer, parts, settings, facts=None):
+    """Write a synthesiser as a folder for inference; an older export there is replaced.
+
+    The folder holds ``lm/``, ``text/`` (the text tokenizer), ``speech_tokenizer/``, ``speaker_encoder/``, ``flow/`` and
+    ``vocoder/`` (or the published ONNX files of the first two), ``hyperparams.yaml`` (settings), the model card and
+    ``manifest.json``; it appears whole or not at all.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Target, for example ``results/demo_film/1986/model``.
+    lm : SpeechTokenLM
+        Trained.
+    text_tokenizer : transformers.PreTrainedTokenizerBase
+        Its text tokens.
+    parts : mapping of str to str
+        Names of ``SPEAK_PARTS`` -> folder or ONNX file. What is left out the model lacks, and says so when it is used.
+    settings : mapping
+        Keys of ``SPEAK_DEFAULTS``; ``labels`` are needed.
+    facts : mapping, optional
+        For the model card.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ExportError
+        If a part is unknown or not there, or a setting is unknown or missing.
+    """
+    folder = Path(folder)
+    settings = complete_speak_settings(settings)
+    unknown = sorted(set(parts) - set(SPEAK_PARTS))
+    if unknown:
+        raise ExportError(f"parts {unknown} are unknown; allowed: {', '.join(SPEAK_PARTS)}")
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise ExportError(f"{folder} exists and is no exported model: choose another folder, or take it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        lm.save(partial / "lm")
+        text_tokenizer.save_pretrained(partial / "text")
+        for name, source in parts.items():
+            _copy_part(name, Path(source), partial)
+        document = CommentedMap()
+        document[MODEL_FOLDER] = None
+        document["speak"] = _yaml_value(_plain(settings, "speak"))
+        text = _document_text(document)
+        (partial / HPARAMS_FILE).write_text(text, encoding="utf-8")
+        check_yaml(text)
+        check_structure(text, SPEAK_KEYS)
+
+        from speechbrain_emo.inference.model_card import write_synthesis_card
+
+        parameters = sum(value.numel() for value in lm.weights().values())
+        write_synthesis_card(
+            partial, {**settings, "parts": sorted(parts), "parameters": parameters, **(facts or {})}
+        )
+        _write_manifest(partial, {})
+        verify_folder(partial)
+        _replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _copy_part(name, source, partial):
+    """A part that was stored as data: its folder's two files, or its ONNX file."""
+    if source.is_file() and source.suffix == ".onnx" and SPEAK_PARTS[name]:
+        shutil.copyfile(source, partial / SPEAK_PARTS[name])
+        return
+    files = [source / "config.json", source / "model.safetensors"]
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        raise ExportError(f"{name}: {', '.join(missing)} not there: train it, or convert the published file")
+    (partial / name).mkdir()
+    for path in files:
+        shutil.copyfile(path, partial / name / path.name)
 
 
 def _replace(partial, folder):

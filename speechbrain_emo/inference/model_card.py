@@ -147,6 +147,57 @@ def write_model_card(folder, facts):
     return path
 
 
+SYNTHESIS_LIMITS = """\
+- A voice belongs to a person. Clone it only with that person's consent, which you can show; do not let it say what the
+  person would not want to have said; tell listeners that the speech is synthetic.
+- Every file that `speak` writes says in its metadata that it is synthetic and which model made it. Such a tag is lost
+  when a file is converted: it is a courtesy to the honest, no protection.
+- An emotion here is a way of sounding that was learned from a list of labels; it says nothing about what anybody feels.
+- Results hold for the kind of speech and language that was trained on."""
+
+
+def write_synthesis_card(folder, facts):
+    """Write the model card of an exported synthesiser.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The model's folder.
+    facts : mapping
+        ``experiment``, ``seed``, ``labels``, ``intensities``, ``language``, ``parts``, ``parameters``, ``license``,
+        ``metrics``, ``git_commit``, ``command``; what is missing is said to be unknown.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+    """
+    lines = ["---", "library_name: speechbrain", "pipeline_tag: text-to-speech", "---", ""]
+    lines += [f"# {facts.get('experiment', 'emotional synthesis')}, seed {facts.get('seed', UNKNOWN)}", ""]
+    lines += ["Speech in a given voice, with an emotion and its intensity for every word", ""]
+    lines += [f"- Emotions: {', '.join(facts.get('labels') or ()) or UNKNOWN}"]
+    lines += [f"- Intensities: {', '.join(facts.get('intensities') or ()) or UNKNOWN}"]
+    lines += [f"- Language: {facts.get('language') or UNKNOWN}"]
+    lines += [f"- Parts beside the language model: {', '.join(facts.get('parts') or ()) or 'none'}"]
+    lines += [f"- Weights of the language model: {facts.get('parameters', UNKNOWN)}"]
+    lines += [f"- Training data: {facts.get('license') or 'licence ' + UNKNOWN}", ""]
+    lines += ["```python", "from speechbrain_emo.inference import EmotionalTTS", ""]
+    lines += ['tts = EmotionalTTS.from_hparams(source="FOLDER_OF_THIS_FILE")']
+    lines += [
+        "said = tts.speak(\"so <emotion type='hap' intensity='high'>good</emotion>\", speaker=\"me.wav\")"
+    ]
+    lines += ['said.save("y.wav")', "```", "", "## Consent and limits", "", SYNTHESIS_LIMITS]
+    rows = [(name, value) for name, value in (facts.get("metrics") or {}).items() if _is_number(value)]
+    if rows:
+        lines += ["", "## Results on held-out speakers", "", "| what | value |", "|---|---:|"]
+        lines += [f"| {name} | {value:.3f} |" for name, value in rows]
+    lines += ["", "## Provenance", ""]
+    lines += [f"- {key}: {facts.get(key) or UNKNOWN}" for key in ("command", "git_commit")]
+    path = Path(folder) / CARD_FILE
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 ANNOTATOR_LIMITS = """\
 - The labels are guesses about how words SOUND, not about what anybody feels; anything outside the list of labels is
   given one of them all the same.

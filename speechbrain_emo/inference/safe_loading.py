@@ -59,8 +59,9 @@ REFUSED_SUFFIXES = frozenset(
         ".so",
     }
 )
-#: What else a model folder may hold, so that a renamed pickle is not opened either.
-ALLOWED_SUFFIXES = frozenset({".yaml", ".json", ".safetensors", ".txt", ".model", ".jinja", ".md"})
+#: What else a model folder may hold, so that a renamed pickle is not opened either. An .onnx file is a graph without
+#: Python code; libraries of operators that it may ask for are never loaded.
+ALLOWED_SUFFIXES = frozenset({".yaml", ".json", ".safetensors", ".txt", ".model", ".jinja", ".md", ".onnx"})
 #: What ``*_implementation`` of a config may say.
 IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 #: What ``lora`` may hold: peft imports a module that ``megatron_core`` names.

@@ -12,7 +12,16 @@ import sys
 import pytest
 import torch
 
-from benchmarks import answer_loss, common, dual_chat, epoch_cache, label_scoring, run_all
+from benchmarks import (
+    answer_loss,
+    common,
+    dual_chat,
+    epoch_cache,
+    flow,
+    label_scoring,
+    run_all,
+    speech_tokens,
+)
 
 SMALL_LOSS = answer_loss.Sizes(
     vocab_size=512, hidden_size=32, num_layers=1, batch_size=3, positions=24, answer=5
@@ -192,7 +201,23 @@ def test_run_all_yields_the_chosen_tables(monkeypatch):
     assert "16032" in table.title
 
 
-@pytest.mark.parametrize("module", [answer_loss, epoch_cache, label_scoring, run_all])
+def test_streaming_and_guidance_compare_the_same_output(monkeypatch):
+    monkeypatch.setattr(flow, "measure_peak", lambda name, sizes, threads: 10**6)
+    sizes = flow.Sizes(seconds=8, prompt_seconds=1, num_steps=2, toy=1)
+    memory, stream, guidance, vocoder = flow.run(sizes, rounds=1)
+    assert len(memory.rows) == 4
+    for table, rows in ((stream, 4), (guidance, 2), (vocoder, 2)):
+        check_table(table, rows)
+        column = table.header.index("difference")
+        cells = [row[column] for row in table.rows if row[column] != "by design"]
+        assert all(float(cell) < 1e-4 for cell in cells)
+    # 1 s, 2 s and 4 s with a look-ahead of 3 tokens; the last second is not a hop.
+    assert list(flow.hops(flow.make_case(sizes))) == [28, 78, 178]
+    with pytest.raises(ValueError, match="seconds is 1"):
+        flow.Sizes(seconds=1)
+
+
+@pytest.mark.parametrize("module", [answer_loss, epoch_cache, flow, label_scoring, run_all, speech_tokens])
 def test_help_has_an_example_and_names_the_reference(module, capsys):
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
@@ -221,3 +246,16 @@ def test_a_turn_of_the_dual_chat():
     read, whole = table.header.index("positions read"), table.header.index("of")
     assert [row[read] == row[whole] for row in table.rows] == [True, True, False]
     assert table.rows[2][read] < table.rows[2][whole] / 2
+
+
+def test_speech_tokens_are_those_of_the_reference():
+    """The variants say the same thing: transformers' generate, the cache here, and a batch."""
+    sizes = speech_tokens.Sizes(text=6, prompt=8, tokens=10, batch=3, toy=1)
+    decode, chunk = speech_tokens.run(sizes, rounds=1)
+    check_table(decode, 5)
+    check_table(chunk, 3)
+    stay, error = decode.header.index("tokens that stay"), decode.header.index("error of scores")
+    cells = {row[0]: row for row in decode.rows}
+    for name in ("transformers generate, fp32 (reference)", "ours, fp32", "ours, fp32, batch of 3"):
+        assert cells[name][stay] == "1.00", name
+    assert 0 < float(cells["ours, int8"][error]) < 0.5 and float(cells["ours, fp32"][error]) == 0

@@ -104,7 +104,7 @@ def test_a_damaged_model_is_status_2_and_names_the_file(capsys, folder, tmp_path
     assert status == 2 and "config.json" in err and err.startswith("error: ")
 
 
-@pytest.mark.parametrize("command", [[], ["explain"], ["doctor"], ["train"]])
+@pytest.mark.parametrize("command", [[], ["explain"], ["doctor"], ["train"], ["speak"], ["score_speech"]])
 def test_help_shows_an_example(capsys, command):
     status, out, _ = run(capsys, *command, "--help")
     assert status == 0 and "example" in out and "python -m speechbrain_emo" in out

@@ -1,0 +1,260 @@
+"""Speech tokens of a language model of CosyVoice2-0.5B's size with random weights: tokens a second, first chunk.
+
+The reference is ``generate`` of transformers on the same body, the speech head as its vocabulary and the same prefix,
+greedy. Decoding one utterance reads every weight once a token: the limit is the machine's memory bandwidth over the
+weights' bytes, and the share of it that is reached stands beside. Smaller weights (bfloat16, int8) and batches move
+the limit; what they cost is the error of the scores and the share of greedy tokens that stay.
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the file itself runs, too
+
+import time
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.common import Table, argument_parser, compare, print_tables, ratio_cell, take_turns
+from speechbrain_emo.lobes.speech_token_lm import PUBLISHED_ARCHITECTURE, SpeechTokenLM, with_precision
+from speechbrain_emo.lobes.token_generation import TokenRequest, generate, prefix_embeddings
+from speechbrain_emo.lobes.token_sampling import SamplingSettings
+
+EXAMPLE = "python -m benchmarks.speech_tokens --tokens 100 --rounds 3 > speech_tokens.md"
+TOY = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured.
+
+    Arguments
+    ---------
+    text : int
+        Text tokens.
+    prompt : int
+        Speech tokens of the voice prompt.
+    tokens : int
+        Speech tokens to make.
+    batch : int
+        Utterances of the batched variant.
+    toy : int
+        1: a tiny model.
+    """
+
+    text: int = 20
+    prompt: int = 75
+    tokens: int = 50
+    batch: int = 4
+    toy: int = 0
+
+
+def make_model(sizes):
+    """The language model, in eval mode."""
+    torch.manual_seed(0)
+    return SpeechTokenLM(
+        TOY if sizes.toy else PUBLISHED_ARCHITECTURE, 5, num_speech_tokens=27 if sizes.toy else 6561
+    ).eval()
+
+
+def request(sizes, model, seed=0, text=None):
+    """One utterance with a voice prompt."""
+    draw = torch.Generator().manual_seed(seed)
+    size = text or sizes.text
+
+    def numbers(high, count):
+        return tuple(torch.randint(0, high, (count,), generator=draw).tolist())
+
+    vocabulary = model.body.config.vocab_size
+    return TokenRequest(
+        numbers(vocabulary, size),
+        numbers(5, size),
+        numbers(3, size),
+        numbers(vocabulary, 10),
+        numbers(5, 10),
+        numbers(3, 10),
+        numbers(model.num_speech_tokens, sizes.prompt),
+    )
+
+
+def exactly(count, num_text):
+    """Settings that make so many tokens, greedily."""
+    ratio = (count + 0.5) / num_text
+    return SamplingSettings(temperature=0, min_ratio=ratio, max_ratio=ratio)
+
+
+def transformers_model(model):
+    """The same body in transformers' own class, with speech tokens as vocabulary."""
+    config = Qwen2Config(
+        **{
+            **model.body.config.to_dict(),
+            "vocab_size": model.num_speech_tokens + 3,
+            "tie_word_embeddings": False,
+        }
+    )
+    with torch.device("meta"):
+        reference = Qwen2ForCausalLM(config)
+    reference.model.layers, reference.model.norm = model.body.layers, model.body.norm
+    reference.model.rotary_emb = model.body.rotary_emb
+    reference.model.embed_tokens, reference.lm_head = model.speech_embedding, model.llm_decoder
+    return reference.eval()
+
+
+def reference_tokens(reference, model, one, count):
+    """Tokens by ``generate`` of transformers; markers are not drawn, as with us."""
+    prefix = prefix_embeddings(model, one)[None]
+    special = [model.end_token, model.end_token + 1, model.fill_token]
+    out = reference.generate(
+        inputs_embeds=prefix,
+        attention_mask=torch.ones(prefix.shape[:2], dtype=torch.int64),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        suppress_tokens=special,
+        pad_token_id=model.end_token,
+        eos_token_id=model.end_token,
+    )
+    return out[0].tolist()
+
+
+def bandwidth(megabytes=512, rounds=5):
+    """Bytes a second that one thread team reads, by summing a large tensor; the best of several."""
+    block = torch.ones(megabytes * 2**18)
+    best = 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        block.sum()
+        best = max(best, block.numel() * 4 / (time.perf_counter() - start))
+    return best
+
+
+def num_bytes(model):
+    """Bytes of the weights that a token reads: all but the embeddings, which are looked up."""
+    total = 0
+    for module in [*model.body.layers.modules(), *model.llm_decoder.modules()]:
+        own = list(module.parameters(recurse=False))
+        total += sum(p.numel() * p.element_size() for p in own)
+        if not own and callable(getattr(module, "weight", None)):
+            total += module.weight().numel()  # int8, with a few scales.
+    return total
+
+
+def score_error(model, other, one):
+    """Largest difference of the first scores, relative to the largest score."""
+    with torch.no_grad():
+        scores = [
+            m.llm_decoder(m.run_body(prefix_embeddings(m, one)[None])[:, -1]).float() for m in (model, other)
+        ]
+    return float((scores[0] - scores[1]).abs().max() / scores[0].abs().max())
+
+
+def decode_table(model, sizes, rounds):
+    """Tokens a second of every way."""
+    one, settings = request(sizes, model), exactly(sizes.tokens, sizes.text)
+    many = [request(sizes, model, seed) for seed in range(sizes.batch)]
+    reference = transformers_model(model)
+    models = {name: with_precision(model, name) for name in ("fp32", "bf16", "int8")}
+    variants = {
+        "transformers generate, fp32": lambda: [reference_tokens(reference, model, one, sizes.tokens)],
+        **{
+            f"ours, {name}": (lambda m=m: [g.tokens for g in generate(m, [one], settings)])
+            for name, m in models.items()
+        },
+        f"ours, fp32, batch of {sizes.batch}": lambda: [g.tokens for g in generate(model, many, settings)],
+    }
+    said = {name: variant() for name, variant in variants.items()}
+    times = compare(take_turns(variants, rounds, warmup=0), "transformers generate, fp32")
+    speed = bandwidth()
+    table = Table(
+        f"{sizes.tokens} speech tokens after {sizes.text} text tokens and a prompt of {sizes.prompt}",
+        [
+            "way",
+            "tokens a second",
+            "share of the limit",
+            "ratio of time",
+            "error of scores",
+            "tokens that stay",
+        ],
+    )
+    for name, timing in times.items():
+        batch = sizes.batch if "batch" in name else 1
+        own = models.get(name.removeprefix("ours, "), model)
+        limit = batch * speed / num_bytes(own)
+        rate = batch * sizes.tokens / timing.seconds
+        agree = sum(a == b for a, b in zip(said[name][0], said["ours, fp32"][0])) / sizes.tokens
+        table.rows.append(
+            [
+                name + (" (reference)" if name.startswith("transformers") else ""),
+                f"{rate:.1f}",
+                f"{rate / limit:.2f}",
+                ratio_cell(timing),
+                f"{score_error(model, own, one):.1e}",
+                f"{agree:.2f}",
+            ]
+        )
+    table.notes.append(
+        f"Memory is read at {speed / 1e9:.1f} GB/s; a token reads {num_bytes(model) / 1e6:.0f} MB in fp32. Random "
+        "weights make scores that lie close together: a trained model keeps more of its tokens."
+    )
+    return table
+
+
+def first_chunk_table(model, sizes, rounds, texts=(10, 50, 200), chunk=28):
+    """Time until the tokens of the first chunk (25 and a look-ahead of 3) are there."""
+    count = min(chunk, sizes.tokens)
+    variants = {
+        f"{num} text tokens": (
+            lambda num=num: generate(model, [request(sizes, model, text=num)], exactly(count, num))
+        )
+        for num in texts
+    }
+    table = Table(f"First {count} speech tokens", ["text", "time (s)", "ratio of time"])
+    for name, timing in compare(take_turns(variants, rounds, warmup=0), f"{texts[0]} text tokens").items():
+        mark = " (reference)" if name == f"{texts[0]} text tokens" else ""
+        table.rows.append([name + mark, f"{timing.seconds:.2f}", ratio_cell(timing)])
+    return table
+
+
+def run(sizes=None, rounds=3):
+    """Measure everything.
+
+    Arguments
+    ---------
+    sizes : Sizes, optional
+    rounds : int
+        Timed rounds.
+
+    Yields
+    ------
+    Table
+    """
+    sizes = Sizes() if sizes is None else sizes
+    model = make_model(sizes)
+    with torch.inference_mode():
+        yield decode_table(model, sizes, rounds)
+        yield first_chunk_table(model, sizes, rounds)
+
+
+def main(arguments=None):
+    """Command line."""
+    parser = argument_parser(__doc__, EXAMPLE, rounds=3)
+    for key, value in asdict(Sizes()).items():
+        parser.add_argument(f"--{key}", type=int, default=value, help="(%(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    print_tables(run(Sizes(**{key: getattr(options, key) for key in asdict(Sizes())}), options.rounds))
+
+
+if __name__ == "__main__":
+    main()

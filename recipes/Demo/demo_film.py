@@ -1,0 +1,249 @@
+"""The embedded corpus for word-level emotional synthesis: every word with its emotion and how strong it is.
+
+Beside the utterances of ``demo_words.py`` (one emotion each, or changing inside the sentence) every word gets an
+intensity. How strong an emotion is follows from the true parameters of the sound: their distance from the neutral mean
+along the line to the emotion's mean, in deviations. ``intensity_value`` is its rank among the training words of that
+emotion, in [0, 1]; ``intensity`` the third that it falls into. Neutral words are low, 0.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from recipes.Demo import demo_prepare as demo
+from recipes.Demo.demo_words import prepare_demo_words
+from speechbrain_emo.dataio.manifest import (
+    read_manifest,
+    validate_manifest,
+    write_manifest,
+    write_text_atomically,
+)
+
+INTENSITIES = ("low", "medium", "high")
+NEUTRAL = "neutral"
+_NAMES = ("pitch", "range", "rate", "volume_db")
+
+
+def strength(emotion, params):
+    """How far the sound goes from neutral towards an emotion's mean: 0 at the one, 1 at the other.
+
+    Arguments
+    ---------
+    emotion : str
+        Not neutral.
+    params : mapping
+        ``pitch``, ``range``, ``rate``, ``volume_db`` as the corpus drew them.
+
+    Returns
+    -------
+    float
+
+    Example
+    -------
+    >>> mean = dict(zip(_NAMES, demo.EMOTION_MEANS["sad"]))
+    >>> round(strength("sad", mean), 6), round(strength("sad", dict(zip(_NAMES, demo.EMOTION_MEANS["neutral"]))), 6)
+    (1.0, 0.0)
+    """
+    spread = np.array(demo.EMOTION_SPREAD)
+    neutral = np.array(demo.EMOTION_MEANS[NEUTRAL])
+    direction = (np.array(demo.EMOTION_MEANS[emotion]) - neutral) / spread
+    values = (np.array([params[name] for name in _NAMES]) - neutral) / spread
+    return float(values @ direction / (direction @ direction))
+
+
+def _strengths(record):
+    """(emotion, strength) of every word; None for neutral ones."""
+    segments = record["params"].get("segments")
+    if segments is None:
+        segments = [
+            {**record["params"], "start": 0, "stop": len(record["words"]), "emotion": record["emotion"]}
+        ]
+    found = [None] * len(record["words"])
+    for segment in segments:
+        emotion = segment["emotion"]
+        value = None if emotion == NEUTRAL else strength(emotion, segment)
+        found[segment["start"] : segment["stop"]] = [(emotion, value)] * (segment["stop"] - segment["start"])
+    return found
+
+
+def add_intensities(splits):
+    """Give every word ``emotion``, ``intensity`` and ``intensity_value``; the scale is that of the training words.
+
+    Arguments
+    ---------
+    splits : dict
+        ``train`` and others -> records of ``demo_words.py``.
+
+    Returns
+    -------
+    dict
+        The same splits with new records.
+    """
+    known = {}
+    for record in splits["train"].values():
+        for emotion, value in _strengths(record):
+            if value is not None:
+                known.setdefault(emotion, []).append(value)
+    ranks = {emotion: np.sort(values) for emotion, values in known.items()}
+
+    def words(record):
+        rows = []
+        for row, (emotion, value) in zip(record["words"], _strengths(record)):
+            rank = 0.0
+            if value is not None:
+                rank = float(np.searchsorted(ranks[emotion], value) / len(ranks[emotion]))
+            level = INTENSITIES[min(int(3 * rank), 2)]
+            rows.append({**row, "emotion": emotion, "intensity": level, "intensity_value": round(rank, 4)})
+        return rows
+
+    return {
+        split: {key: {**record, "words": words(record)} for key, record in records.items()}
+        for split, records in splits.items()
+    }
+
+
+def _half_of_the_voices(records):
+    """Records of every other training voice, by name."""
+    voices = sorted({record["speaker"] for record in records.values()})[::2]
+    return {key: record for key, record in records.items() if record["speaker"] in voices}
+
+
+def prepare_demo_film(
+    data_folder,
+    demo_manifests,
+    words_folder,
+    save_folder,
+    num_single=3000,
+    num_train=600,
+    num_valid=100,
+    num_test=200,
+    voices="all",
+    seed=1234,
+    num_processes=2,
+):
+    """Make the embedded corpus, the utterances of mixed emotion and manifests with intensities.
+
+    Writes ``single_<split>.json`` and ``mixed_<split>.json`` for train, valid and test.
+
+    Arguments
+    ---------
+    data_folder : str
+        Of the embedded corpus.
+    demo_manifests : str
+        Folder of its manifests.
+    words_folder : str
+        Folder of the manifests of ``demo_words.py``.
+    save_folder : str
+        Where the manifests go.
+    num_single : int
+        Utterances of one emotion to train on, in the corpus's order.
+    num_train, num_valid, num_test : int
+        Utterances of mixed emotion. With the numbers of ``hparams/demo_word_emotion.yaml`` both share one synthesis.
+    voices : str
+        ``all``, or ``half``: every other training voice, to see how unseen voices fare.
+    seed : int
+        Of sentences, borders and parameters.
+    num_processes : int
+        Worker processes of the synthesis.
+
+    Raises
+    ------
+    ValueError
+        If ``voices`` is unknown.
+    """
+    if voices not in ("all", "half"):
+        raise ValueError(f"voices is {voices!r}; allowed: all, half")
+    demo.prepare_demo(data_folder, demo_manifests)
+    report = prepare_demo_words(
+        data_folder,
+        demo_manifests,
+        words_folder,
+        num_train=num_train,
+        num_valid=num_valid,
+        num_test=num_test,
+        seed=seed,
+        num_processes=num_processes,
+    )
+    save_folder = Path(save_folder)
+    done = save_folder / "film.json"
+    settings = {"words": report["settings"], "voices": voices, "num_single": int(num_single)}
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == settings:
+        return
+    for kind in ("single", "mixed"):
+        files = {
+            split: Path(demo_manifests) / f"{split}.json"
+            if kind == "single"
+            else Path(words_folder) / f"mixed_{split}.json"
+            for split in demo.SPLITS
+        }
+        splits = {split: read_manifest(file, {"data_root": "{data_root}"}) for split, file in files.items()}
+        if kind == "single":
+            splits["train"] = dict(list(splits["train"].items())[: int(num_single)])
+            scale = splits["train"]
+        else:
+            # One scale for both: that of the utterances of one emotion.
+            splits = {**splits, "train": {**scale, **splits["train"]}}
+        made = add_intensities(splits)
+        if kind == "mixed":
+            made["train"] = {key: record for key, record in made["train"].items() if key not in scale}
+        for split, records in made.items():
+            if split == "train" and voices == "half":
+                records = _half_of_the_voices(records)
+            validate_manifest(records, replacements={"data_root": str(data_folder)})
+            write_manifest(save_folder / f"{kind}_{split}.json", records)
+    write_text_atomically(done, json.dumps(settings) + "\n")
+
+
+def prepare_speak_list(manifests, prompts, save_file, label_map):
+    """Write an evaluation list: marked sentences, a neutral prompt of the same voice, the true recording.
+
+    Arguments
+    ---------
+    manifests : sequence of str
+        Of :func:`prepare_demo_film`; one that several hold is taken once.
+    prompts : str
+        Manifest whose neutral utterances speak the prompts, the first of each voice; it is not evaluated itself.
+    save_file : str
+        JSON object, id -> record as ``recipes/FEDD/README.md`` describes it.
+    label_map : dict
+        Label of the corpus -> label of the marks.
+
+    Returns
+    -------
+    int
+        Number of records.
+    """
+    from speechbrain_emo.prompts.markup import EmotionMarkup
+
+    unfilled = {"data_root": "{data_root}"}
+    voices = {}
+    for key, record in read_manifest(prompts, unfilled).items():
+        if record["emotion"] == NEUTRAL:
+            voices.setdefault(record["speaker"], (key, record))
+    markup, made = EmotionMarkup(tuple(label_map.values()), INTENSITIES), {}
+    for path in manifests:
+        for key, record in read_manifest(path, unfilled).items():
+            spoken_by = voices.get(record["speaker"])
+            if spoken_by is None or spoken_by[0] == key:
+                continue
+            words = record["words"]
+            marked = markup.from_words(
+                record["transcript"],
+                [row["word"] for row in words],
+                [label_map[row["emotion"]] for row in words],
+                [row["intensity"] for row in words],
+            )
+            made[key] = {
+                "markup": markup.write(marked),
+                "text": record["transcript"],
+                "speaker": record["speaker"],
+                "part": "single" if record["emotion"] else "mixed",
+                "transition": None,
+                "prompt": spoken_by[1]["wav"],
+                "prompt_text": spoken_by[1]["transcript"],
+                "protocol": "neutral",
+                "reference": record["wav"],
+            }
+    write_manifest(save_file, made)
+    return len(made)
