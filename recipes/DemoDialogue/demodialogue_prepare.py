@@ -26,7 +26,7 @@ from speechbrain_emo.lobes.tiny_llm import build_tiny_llm
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 EMOTIONS = demo.EMOTIONS
 # Factors on the deviations of the demo's densities (pitch, range, rate, volume): the best guess of the emotion stays
 # below 0.90. espeak-ng's range has no room for more.
@@ -82,8 +82,48 @@ def sentence(rng):
     elif pattern == 1:
         words = [rng.choice(PRONOUNS), rng.choice(VERBS), determiner, adjective, thing]
     else:
-        words = [determiner, adjective, thing, "is", rng.choice(PREPOSITIONS), "the", rng.choice(PLACES)]
+        return _placed(rng)
     return " ".join(words), thing
+
+
+def _placed(rng):
+    thing = rng.choice(THINGS)
+    words = [rng.choice(DETERMINERS), rng.choice(ADJECTIVES), thing, "is", rng.choice(PREPOSITIONS), "the"]
+    return " ".join([*words, rng.choice(PLACES)]), thing
+
+
+def split_of(words):
+    """The split that may hold a sentence's place: every preposition trains, with other things and places than it is tested.
+
+    Of "ladder is under the library" there are few combinations, and sentences of different splits share no four words in a
+    row: without shares of their own, the test sentences would take every place out of training.
+
+    Arguments
+    ---------
+    words : str
+        A sentence of :func:`sentence`.
+
+    Returns
+    -------
+    str or None
+        None: any split.
+
+    Example
+    -------
+    >>> split_of("my green ladder is under the library"), split_of("we carried the green ladder")
+    ('train', None)
+    """
+    parts = words.split()
+    if "is" not in parts:
+        return None
+    preposition = PREPOSITIONS.index(parts[4])
+    shares = {(THINGS.index(parts[2]) + preposition) % 5, (PLACES.index(parts[6]) + preposition) % 4}
+    if shares == {0}:
+        return "test"
+    if shares == {1}:
+        return "valid"
+    # Neither half of a test or validation sentence.
+    return "train" if not shares & {0, 1} else "none"
 
 
 def vocabulary():
@@ -199,6 +239,8 @@ def _sentences(sizes, seed):
             if len(found) == sizes[split]:
                 break
             words, thing = sentence(rng)
+            while split_of(words) not in (None, split):
+                words, thing = _placed(rng)
             if demo._ngrams(words) & forbidden[split]:
                 continue
             found.append((words, thing))
