@@ -93,10 +93,10 @@ def _placed(rng):
 
 
 def split_of(words):
-    """The split that may hold a sentence's place: every preposition trains, with other things and places than it is tested.
+    """The split that may hold a sentence with a place: every preposition trains, on other things than it is tested.
 
-    Of "ladder is under the library" there are few combinations, and sentences of different splits share no four words in a
-    row: without shares of their own, the test sentences would take every place out of training.
+    Of "ladder is under the library" there are few combinations, and sentences of different splits share no four
+    words in a row: without shares of their own, the test sentences would take every place out of training.
 
     Arguments
     ---------

@@ -30,6 +30,17 @@ def test_voices_and_sentences_of_test_are_new(corpus):
     assert 0 < report["ua"] <= 1
 
 
+def test_every_word_and_pattern_of_the_test_sentences_is_trained():
+    """Held-out four words in a row once took nearly all sentences with a place out of training."""
+    drawn = dialogues._sentences({"train": 1600, "valid": 100, "test": 240}, 1234)
+    words = {split: {w for sentence, _ in found for w in sentence.split()} for split, found in drawn.items()}
+    assert words["test"] | words["valid"] <= words["train"]
+    shares = {split: sum(" is " in s for s, _ in found) / len(found) for split, found in drawn.items()}
+    assert all(0.25 < share < 0.45 for share in shares.values()), shares
+    text = dialogues.text_records(300, 0, [s for split in ("valid", "test") for s, _ in drawn[split]])
+    assert sum(" is " in r["transcript"] for r in text.values()) > 25
+
+
 def test_the_oracle_leaves_room():
     """On the full test set, whose parameters need no synthesis."""
     plan, _, _ = dialogues._plan({"train": 100, "valid": 12, "test": 240}, 0, 1234)
