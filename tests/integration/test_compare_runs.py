@@ -18,7 +18,7 @@ def test_an_overlay_is_trained_and_compared(tmp_path, monkeypatch, capsys):
     overlay.update(cycles=1, phases=[phase], experiment="tiny")
     overlay["evaluation"] = {"max_new_tokens": 4, "check_batch": 1, "interventions": 0, "baselines": []}
     overlay.pop("output_folder")
-    overrides = [f"--{key}={json.dumps(value)}" for key, value in overlay.items()]
+    overrides = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in overlay.items()]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(toy.REPOSITORY))
     (tmp_path / "hparams").symlink_to(toy.REPOSITORY / "hparams")
