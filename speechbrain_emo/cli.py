@@ -7,9 +7,7 @@ import os
 import sys
 import warnings
 
-from speechbrain_emo.corpus_cli import COMMANDS as CORPUS_COMMANDS
-from speechbrain_emo.corpus_cli import add_commands as add_corpus_commands
-from speechbrain_emo.corpus_cli import run as run_corpus_command
+from speechbrain_emo import cli_corpora
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 _PROGRAM = "python -m speechbrain_emo"
@@ -259,7 +257,7 @@ def build_parser():
         "--responses", metavar="JSONL", help="where the answers to the manifest go, for `judge`"
     )
 
-    add_corpus_commands(commands, example)
+    cli_corpora.add_commands(commands, example)
 
     train = commands.add_parser(
         "train",
@@ -417,8 +415,8 @@ def main(arguments=None):
         parser = build_parser()
         if arguments[:1] == ["targets"]:
             return _targets(*parser.parse_known_args(arguments))
-        if arguments[:1] and arguments[0] in CORPUS_COMMANDS:
-            return run_corpus_command(*parser.parse_known_args(arguments))
+        if arguments and arguments[0] in cli_corpora.COMMANDS:
+            return cli_corpora.run(*parser.parse_known_args(arguments))
         options = parser.parse_args(arguments)
         if options.command == "train":
             parser.parse_args(["train", "--help"])
