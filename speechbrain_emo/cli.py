@@ -7,10 +7,7 @@ import os
 import sys
 import warnings
 
-from speechbrain_emo import cli_trust
-from speechbrain_emo.corpus_cli import COMMANDS as CORPUS_COMMANDS
-from speechbrain_emo.corpus_cli import add_commands as add_corpus_commands
-from speechbrain_emo.corpus_cli import run as run_corpus_command
+from speechbrain_emo import cli_corpora, cli_trust
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 _PROGRAM = "python -m speechbrain_emo"
@@ -272,7 +269,7 @@ def build_parser():
         "--responses", metavar="JSONL", help="where the answers to the manifest go, for `judge`"
     )
 
-    add_corpus_commands(commands, example)
+    cli_corpora.add_commands(commands, example)
     _add_reply(commands, example)
     _add_converse(commands, example)
 
@@ -609,8 +606,8 @@ def main(arguments=None):
         parser = build_parser()
         if arguments[:1] == ["targets"]:
             return _targets(*parser.parse_known_args(arguments))
-        if arguments[:1] and arguments[0] in CORPUS_COMMANDS:
-            return run_corpus_command(*parser.parse_known_args(arguments))
+        if arguments and arguments[0] in cli_corpora.COMMANDS:
+            return cli_corpora.run(*parser.parse_known_args(arguments))
         options = parser.parse_args(arguments)
         if options.command == "train":
             parser.parse_args(["train", "--help"])
@@ -618,29 +615,11 @@ def main(arguments=None):
             from speechbrain_emo.doctor import print_doctor
 
             return print_doctor(options.folder, options.json)
-        if options.command == "align":
-            return _align(options)
-        if options.command == "annotate":
-            return _annotate(options)
-        if options.command == "convert":
-            return _convert(options)
-        if options.command == "speak":
-            return _speak(options)
-        if options.command == "score_speech":
-            return _score_speech(options)
         if options.command == "table":
             return _table(options.folders, options.latex)
-        if options.command == "judge":
-            return _judge(options)
-        if options.command == "chat":
-            return _chat(options)
         if options.command in cli_trust.COMMANDS:
             return cli_trust.run(options)
-        if options.command == "reply":
-            return _reply(options)
-        if options.command == "converse":
-            return _converse(options)
-        return _explain(options)
+        return _RUN[options.command](options)
     except SystemExit as finished:  # argparse ends the process; a caller in Python wants the status.
         return finished.code if isinstance(finished.code, int) else USAGE
     except KeyboardInterrupt:
@@ -1349,3 +1328,17 @@ def _converse(options):
 def _fail(message):
     print(f"error: {message}", file=sys.stderr)
     return USAGE
+
+
+_RUN = {
+    "align": _align,
+    "annotate": _annotate,
+    "chat": _chat,
+    "convert": _convert,
+    "converse": _converse,
+    "explain": _explain,
+    "judge": _judge,
+    "reply": _reply,
+    "score_speech": _score_speech,
+    "speak": _speak,
+}

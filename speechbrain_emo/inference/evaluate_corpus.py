@@ -196,8 +196,8 @@ def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_
         Of :func:`predict_corpus`.
     mapped : MappedCorpus
         With the labels.
-    temperature : float, optional
-        Of the model.
+    temperature : float or dict of str to float, optional
+        Of the model, or of each condition.
     language : str
         Of the transcripts.
     fields : sequence of str
@@ -286,7 +286,10 @@ def evaluate_corpus(
     chain = "own_chain" in lines[0]["scores"]
     fields = list(model.explainer.format.descriptor_names) if chain else []
     options = {
-        "temperature": model.temperature,
+        "temperature": {
+            "own_chain": model.temperature,
+            "speech": model.speech_temperature if chain else model.temperature,
+        },
         "language": language or model.language,
         "fields": [f for f in fields if any(line["descriptors"].get(f) for line in lines)],
     }

@@ -408,7 +408,9 @@ def _compare(options, overrides):
         runs = plan_runs(options.experiment, systems, seeds, folds, overrides)
         if options.plan:
             for one in runs:
-                print(f"python train.py {shlex.join(one.arguments)}")
+                for fold in folds or [None]:
+                    arguments = [*one.arguments, *([f"--fold={fold}"] if fold else [])]
+                    print(f"python train.py {shlex.join(arguments)}")
             return OK
         failed = (
             {}
