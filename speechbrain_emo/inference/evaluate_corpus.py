@@ -136,7 +136,7 @@ def predict_corpus(model, records, batch_size=16, direct=False, level=None, prog
             record.get("stop"),
             max_duration=model.max_duration,
         )
-        return model._check_length(waveform, str(record["wav"]))
+        return model.check_length(waveform, str(record["wav"]))
 
     gain = 1.0
     if level is not None:
