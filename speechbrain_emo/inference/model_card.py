@@ -101,7 +101,8 @@ def write_model_card(folder, facts):
         ``training_hours`` (audio, float), ``num_train_records`` (int), ``phases`` (list of str or of mappings
         with ``name``), ``temperature`` (float or mapping), ``thresholds`` (of the descriptors; only named),
         ``abstain_below`` (probability), ``max_duration`` (s), ``split_hash``, ``git_commit``, ``command``,
-        ``date`` (str), ``metrics`` (mapping as in ``results.json``), ``random_split`` (bool). Other keys are listed as they are.
+        ``date`` (str), ``metrics`` (mapping as in ``results.json``), ``random_split`` (bool).
+        Other keys are listed as they are.
 
     Returns
     -------
