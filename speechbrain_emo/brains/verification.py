@@ -231,7 +231,7 @@ class Verification:
             )
             # What right answers would reach: words of a corpus need not be quantiles of a measurement.
             known = faithfulness(
-                [line["descriptors"] for line in clean],
+                [line.get("descriptors") for line in clean],
                 [line.get("measured_descriptors") for line in clean],
                 list(results.FIELD_ORDERS),
             )
