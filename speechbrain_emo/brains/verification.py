@@ -23,7 +23,7 @@ from speechbrain_emo.brains.explainer import as_result
 from speechbrain_emo.brains.speech_language_model import AudioBatch
 from speechbrain_emo.dataio.audio_changes import FAULTS, SHIFTS, change_audio
 from speechbrain_emo.dataio.descriptors import VALUES, describe, measure
-from speechbrain_emo.metrics.descriptors import faithfulness
+from speechbrain_emo.metrics.descriptors import faithfulness, shift_response
 from speechbrain_emo.prompts.tasks import TRANSCRIPT, keyed_random, keyed_seed
 
 #: What can be verified.
@@ -130,7 +130,7 @@ class Verification:
                 )
             for i, prediction, waveform in zip(numbers, predictions, waveforms):
                 lines[i] = as_result(prediction, self.records[i], self.format)
-                if change == "clean" and self.thresholds is not None:
+                if (change == "clean" or change in SHIFTS) and self.thresholds is not None:
                     lines[i]["measured_descriptors"] = self._measured(self.records[i], waveform)
         lines = [lines[i] for i in range(len(self.records))]
         results.write_predictions(file, lines)
@@ -223,6 +223,7 @@ class Verification:
                 for line, moved in zip(clean, self.predict(shift)):
                     line.setdefault("shifted_descriptors", {})[shift] = moved["predicted_descriptors"]
                     line.setdefault("shifted_emotion", {})[shift] = _best(moved)
+                    line.setdefault("shifted_measured", {})[shift] = moved.get("measured_descriptors") or {}
         if {"faithfulness", "shifts"} & set(parts):
             found = self._score(clean, "test")
             metrics.update(
@@ -230,7 +231,7 @@ class Verification:
             )
             # What right answers would reach: words of a corpus need not be quantiles of a measurement.
             known = faithfulness(
-                [line["descriptors"] for line in clean],
+                [line.get("descriptors") for line in clean],
                 [line.get("measured_descriptors") for line in clean],
                 list(results.FIELD_ORDERS),
             )
@@ -240,6 +241,8 @@ class Verification:
             for shift in SHIFTS if "shifts" in parts else ():
                 same = [line["shifted_emotion"][shift] == _best(line) for line in clean]
                 metrics[f"test.sed.shift_{shift}.emotion_changed"] = 1 - sum(same) / len(same)
+                if self.thresholds is not None:
+                    metrics[f"test.sed.shift_{shift}.measured_share_right"] = _measured_response(clean, shift)
         if "robustness" in parts:
             for fault in FAULTS:
                 lines = clean if fault == "clean" else self.predict(fault)
@@ -278,6 +281,17 @@ class Verification:
     def _asked(self):
         """Ordered descriptors of the answer: what is exchanged."""
         return [n for n in self.explainer.chain_task.answer if n in results.FIELD_ORDERS]
+
+
+def _measured_response(lines, shift):
+    """The control: in how many recordings the measured descriptor follows the shift."""
+    name, _, way = shift.rpartition("_")
+    return shift_response(
+        [line["measured_descriptors"].get(name) for line in lines],
+        [line["shifted_measured"][shift].get(name) for line in lines],
+        1 if way == "up" else -1,
+        results.FIELD_ORDERS[name],
+    ).share_right
 
 
 def exchanged(text):
@@ -338,6 +352,7 @@ def verification_tables(metrics):
             key = f"test.sed.shift_{shift}"
             if f"{key}.right" in metrics:
                 row[f"follows {way}"] = metrics[f"{key}.share_right"]
+                row[f"signal follows {way}"] = metrics.get(f"{key}.measured_share_right")
                 row[f"{way}: right/wrong/unmoved/saturated"] = "/".join(
                     str(metrics[f"{key}.{part}"]) for part in ("right", "wrong", "unmoved", "saturated")
                 )

@@ -85,6 +85,9 @@ def test_every_part_has_its_numbers(done):
             counts = [metrics[f"{key}.{x}"] for x in ("right", "wrong", "unmoved", "saturated")]
             assert sum(counts) == len(lines)
             assert 0 <= metrics[f"{key}.emotion_changed"] <= 1
+            # The pitch of a tone is shifted for certain: the control must see it.
+            if field == "pitch":
+                assert metrics[f"{key}.measured_share_right"] > 0.5
     for fault in FAULTS:
         assert 0 <= metrics[f"robust_{fault}.ser.own_chain.ua"] <= 1
         assert metrics[f"robust_{fault}.asr.generated.wer"] >= 0
