@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := demo,align,eval,dev
+EXTRAS := demo,align,emotion2vec,video,eval,dev
 # One worker a core and one thread a worker: tiny models gain nothing from more threads, and lose when they fight.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 TESTS ?=
