@@ -94,7 +94,9 @@ def build_step(folder, variant, sizes=None, rows=4, turns=4, queries=25, seed=0)
     example = Example("u", "t", (Turn("user", tuple(parts)),), (AnswerField("emotion", "", "weak happy"),))
     row = packer.encode(example, [{"emotion": queries}] * turns)
     packed = packer.collate([row] * rows, "right", [i * turns for i in range(rows)])
-    slots = {"emotion": 0.02 * torch.randn(rows * turns, queries, llm.hidden_size)}
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows * turns, queries, llm.hidden_size)
+    slots = {"emotion": 0.02 * torch.randn(shape, generator=generator)}
     # As from a front end that trains.
     slots["emotion"].requires_grad_()
 

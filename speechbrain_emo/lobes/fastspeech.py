@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.FastSpeech2 import FastSpeech2, upsample
+from speechbrain.nnet.CNN import Conv1d
 from torch import nn
 
 PADDING = 0
@@ -126,9 +127,23 @@ class EmotionalFastSpeech2(FastSpeech2):
         self.intensity = nn.Embedding(num_intensities, size)
         for table in (self.speaker, self.emotion, self.intensity):
             nn.init.normal_(table.weight, std=0.1)
+        # The post-net ends in a norm: a small one starts near the mel that it refines.
+        nn.init.constant_(self.postnet.ln3.weight, 0.1)
+        self._valid = None
+        for module in self.modules():
+            if isinstance(module, Conv1d):
+                # SpeechBrain mirrors an utterance at the end of the BATCH; here every convolution sees zeros beyond an
+                # utterance's own end, so that it comes out the same in any batch.
+                module.padding_mode = "constant"
+                module.register_forward_pre_hook(self._without_padding)
+
+    def _without_padding(self, convolution, args):
+        mask = self._valid[:, None] if convolution.skip_transpose else self._valid[..., None]
+        return (args[0] * mask, *args[1:])
 
     def _attend(self, transformer, x, valid, num_heads):
         """A Transformer over valid positions, bool (B, X)."""
+        self._valid = valid
         padding = ~valid
         mask = padding[:, None, :].expand(-1, x.shape[1], -1).repeat_interleave(num_heads, 0)
         out, *_ = transformer(x, src_mask=mask, src_key_padding_mask=padding)
@@ -154,7 +169,7 @@ class EmotionalFastSpeech2(FastSpeech2):
         -------
         AcousticOutput
         """
-        valid = phones != PADDING
+        valid = self._valid = phones != PADDING
         x = self.encPreNet(phones)
         x = (x + self.sinusoidal_positional_embed_encoder(x)) * valid[..., None]
         x = self._attend(self.encoder, x, valid, self.enc_num_head)

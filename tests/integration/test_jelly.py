@@ -1,11 +1,15 @@
 """JELLY end to end at toy size: stages, what trains in them, resume, evaluation, synthesis, inference."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import speechbrain as sb
 import torch
+import toy
 import toy_jelly
+import yaml
 from safetensors.torch import load_file
 
 from speechbrain_emo.brains.conversational_tts import AcousticBrain, load_tts, run_conversational_tts
@@ -322,3 +326,42 @@ def test_the_command_line_replies(tts, finished, synthesiser, tmp_path, capsys):
     assert "needs --tts" in capsys.readouterr().err
     assert main(["converse", turns[0]["audio"], "--text", "red", "--model", str(finished)]) == 0
     assert "answer: red" in capsys.readouterr().out
+
+
+def test_two_processes_train_like_one(files, tmp_path):
+    """Two gloo processes end every stage with the weights of one: adapters, TLTR and Q-Former, without dropout."""
+    _, overlay = files
+    settings = yaml.safe_load(overlay.read_text())
+    settings.update(evaluation=None, ckpt_interval_steps=0, ckpt_interval_minutes=10, stage2_2_epochs=1)
+    settings["front_end"]["dropout"] = 0.0
+    settings["llm"]["lora"] = {name: {"lora_dropout": 0.0} for name in ("emotion", "text")}
+    own = tmp_path / "overlay.yaml"
+    own.write_text(yaml.safe_dump(settings))
+    found = []
+    for name, launch in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
+    ):
+        command = toy.command(own, f"--output_folder={tmp_path / name}", experiment="hparams/demo_jelly.yaml")
+        command += ["--distributed_backend=gloo"] if launch else []
+        done = subprocess.run(
+            [sys.executable, *launch, *command],
+            cwd=toy.REPOSITORY,
+            env=toy.environment(),
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        assert done.returncode == 0, done.stderr[-6000:]
+        weights = {}
+        for path in (tmp_path / name / "save").glob("CKPT+*"):
+            meta = yaml.safe_load((path / "CKPT.yaml").read_text())
+            parts = [path / "front_end.ckpt", *path.glob("llm.ckpt/*/adapter_model.safetensors")]
+            weights[meta["phase"]] = {
+                f"{p.parent.name[:5]}/{k}": v for p in parts for k, v in load_file(p).items()
+            }
+        found.append(weights)
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 4
+    for key, expected in found[0].items():
+        for name, value in expected.items():
+            assert float((value - found[1][key][name]).abs().max()) < 1e-5, (key, name)
