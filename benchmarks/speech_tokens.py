@@ -1,4 +1,4 @@
-"""Speech tokens of a language model of CosyVoice2-0.5B's size with random weights: tokens a second, memory, first chunk.
+"""Speech tokens of a language model of CosyVoice2-0.5B's size with random weights: tokens a second, first chunk.
 
 The reference is ``generate`` of transformers on the same body, the speech head as its vocabulary and the same prefix,
 greedy. Decoding one utterance reads every weight once a token: the limit is the machine's memory bandwidth over the

@@ -105,7 +105,7 @@ def test_partners_are_of_the_same_speaker_and_drawn_by_epoch():
 
 
 def test_micro_batches_and_ranks_share_a_step():
-    data = rows({str(i): record() for i in range(10)})
+    data = rows({str(i): record() for i in range(16)})
     whole = [k for batch in next(iter(TokenSteps(data, 8, seed=3, training=True))) for k in batch.keys]
     small = [batch.keys for batch in next(iter(TokenSteps(data, 8, 3, seed=3, training=True)))]
     assert [len(keys) for keys in small] == [3, 3, 2] and [k for keys in small for k in keys] == whole
