@@ -9,14 +9,18 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
+from speechbrain_emo.alignment import AlignmentError, make_aligner
+from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, write_text_atomically
 from speechbrain_emo.inference.emotional_tts import EmotionalTTS
 from speechbrain_emo.inference.speech import SpeakError
 from speechbrain_emo.inference.speech_scores import make_judges, score_folder, score_rows
-from speechbrain_emo.prompts.markup import MarkupError
-from speechbrain_emo.results import format_table
+from speechbrain_emo.metrics.synthesis import word_changes, word_prosody
+from speechbrain_emo.prompts.markup import EmotionSpan, MarkedText, MarkupError, locate_words
+from speechbrain_emo.results import format_table, run_context, write_results
 
 logger = logging.getLogger(__name__)
 OUTPUTS = "outputs.jsonl"
@@ -192,3 +196,120 @@ def run_speak_corpus(hparams, run_opts):
         )
         print(format_table(score_rows(found[seed]), style="plain"))
     return found
+
+
+def changed_span(markup, marked, number):
+    """A text with another emotion on one span: the next of the labels that is not that of untagged text.
+
+    Arguments
+    ---------
+    markup : EmotionMarkup
+        Its labels.
+    marked : MarkedText
+        With spans.
+    number : int
+        Which span.
+
+    Returns
+    -------
+    MarkedText
+    """
+    span = marked.spans[number]
+    others = [label for label in markup.labels if label not in (span.emotion, markup.untagged[0])]
+    place = sum(markup.labels.index(label) < markup.labels.index(span.emotion) for label in others)
+    spans = list(marked.spans)
+    spans[number] = EmotionSpan(span.start, span.stop, others[place % len(others)], span.intensity)
+    return MarkedText(marked.text, tuple(spans))
+
+
+def run_span_changes(hparams, run_opts):
+    """Change the tag of one span, and see whether that span changes and the others stay.
+
+    Every sentence is spoken three times: as it is marked; with another emotion on one span, by the same seed; as it is
+    marked, by another seed. The last is the natural variation that the change is held against: by how much words differ
+    in F0 (octaves), level (dB) and duration, inside the span and outside.
+
+    Arguments
+    ---------
+    hparams : dict
+        As of :func:`run_speak_corpus`; of ``judges`` the aligner, of ``seeds`` the first two.
+    run_opts : speechbrain.utils.run_opts.RunOptions or dict
+        SpeechBrain's run options.
+
+    Returns
+    -------
+    dict
+        ``change.<where>.<quantity>``: medians over words, ``where`` is inside, outside, or seeds.inside and
+        seeds.outside for the other seed.
+
+    Raises
+    ------
+    ManifestError
+        If no text of the lists has a span beside other words.
+    """
+    device = dict(run_opts or {}).get("device")
+    tts = EmotionalTTS.from_hparams(hparams["model"], run_opts={"device": device} if device else None)
+    records = read_lists(
+        hparams["lists"],
+        hparams.get("data_folder"),
+        hparams.get("default_prompt"),
+        hparams.get("num_evaluated"),
+    )
+    variants, places = {}, {}
+    for key, record in records.items():
+        marked = tts.markup.parse(record["markup"])
+        if not marked.spans or marked.spans[0].stop - marked.spans[0].start >= len(marked.text.strip()):
+            continue
+        # Which span is drawn by the id: not always the first.
+        number = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % len(marked.spans)
+        places[key] = (marked, number)
+        variants[key] = {**record, "markup": tts.markup.write(changed_span(tts.markup, marked, number))}
+    if not variants:
+        raise ManifestError(
+            "no text of the lists has a marked span beside other words: nothing can be changed"
+        )
+    base, folder = {key: records[key] for key in variants}, Path(hparams["output_folder"])
+    first = hparams["seeds"][0]
+    second = hparams["seeds"][1] if len(hparams["seeds"]) > 1 else first + 1
+    passes = {"base": (base, first), "changed": (variants, first), "seeds": (base, second)}
+    for name, (some, seed) in passes.items():
+        for key, reason in speak_corpus(tts, some, folder / name, seed, hparams["batch_size"]).items():
+            logger.warning(f"{key}: not spoken: {reason}")
+    aligner = make_aligner(hparams["judges"]["aligner"], language=hparams["language"])
+    found, lines = {}, []
+    for key, (marked, number) in places.items():
+        said = {name: _prosody(folder / name / f"{key}.wav", marked.text, aligner) for name in passes}
+        if any(value is None for value in said.values()):
+            continue
+        words, _ = said["base"]
+        span = marked.spans[number]
+        inside = np.array([span.start <= start < span.stop for start, _ in locate_words(marked.text, words)])
+        line = {"id": key, "words": list(words), "inside": inside.tolist()}
+        for name, prefix in (("changed", ""), ("seeds", "seeds.")):
+            for quantity, values in word_changes(said["base"][1], said[name][1]).items():
+                line[f"{name}.{quantity}"] = [None if np.isnan(v) else float(v) for v in values]
+                for where, chosen in (("inside", inside), ("outside", ~inside)):
+                    found.setdefault(f"change.{prefix}{where}.{quantity}", []).extend(values[chosen])
+        lines.append(line)
+    metrics = {"change.count": len(lines), "change.not_aligned": len(places) - len(lines)}
+    for name, values in found.items():
+        known = np.array(values)[~np.isnan(values)]
+        metrics[name] = float(np.median(known)) if len(known) else None
+    write_text_atomically(folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_results(folder, metrics, run_context(seed=hparams["seed"], aligner=hparams["judges"]["aligner"]))
+    print(
+        format_table([{"metric": k, "value": v} for k, v in metrics.items() if v is not None], style="plain")
+    )
+    return metrics
+
+
+def _prosody(path, text, aligner):
+    """(words, WordProsody) of an output; None where it is not there or its words are not found."""
+    if not path.is_file():
+        return None
+    samples = load_audio(path, 16000).numpy()
+    try:
+        words = aligner.align(samples, 16000, text).words
+    except AlignmentError:
+        return None
+    return [w.label for w in words], word_prosody(samples, 16000, [(w.start, w.end) for w in words])

@@ -173,6 +173,41 @@ def shift_correlations(targets, realised):
     return found
 
 
+def word_changes(first, second):
+    """How far the words of two renderings of one sentence lie apart.
+
+    Arguments
+    ---------
+    first, second : WordProsody
+        Of the same words.
+
+    Returns
+    -------
+    dict
+        ``log_f0`` (octaves), ``energy`` (dB) and ``log_duration`` (natural logarithm): absolute differences, float64
+        (W,), NaN where one of both is not known.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of words differ.
+
+    Example
+    -------
+    >>> a = WordProsody(np.array([7.0]), np.array([-20.0]), np.array([0.2]))
+    >>> b = WordProsody(np.array([8.0]), np.array([-26.0]), np.array([0.2]))
+    >>> {name: float(value[0]) for name, value in word_changes(a, b).items()}
+    {'log_f0': 1.0, 'energy': 6.0, 'log_duration': 0.0}
+    """
+    if len(first.duration) != len(second.duration):
+        raise ValueError(f"{len(first.duration)} and {len(second.duration)} words: give the same words")
+    return {
+        "log_f0": np.abs(first.log_f0 - second.log_f0),
+        "energy": np.abs(first.energy - second.energy),
+        "log_duration": np.abs(np.log(first.duration) - np.log(second.duration)),
+    }
+
+
 def cosine_dtw(first, second):
     """Dynamic time warping with the cosine distance.
 

@@ -1,5 +1,6 @@
 """The vocoder: source signal, batches, streaming, Griffin-Lim, and the mel spectrogram against librosa's filters."""
 
+import doctest
 import math
 
 import librosa
@@ -144,3 +145,8 @@ def test_sizes_that_do_not_fit_are_told():
         HiFT(channels=12)
     with pytest.raises(ValueError, match="training mode"):
         VocoderStream(HiFT(num_mels=8, channels=16, f0_channels=8))
+
+
+def test_the_document_runs(repository):
+    done = doctest.testfile(str(repository / "docs" / "acoustic_model.md"), module_relative=False)
+    assert done.attempted > 8 and done.failed == 0

@@ -61,8 +61,7 @@ class VocoderStream:
         if self.finished:
             raise ValueError("the stream has ended: begin another one")
         mel = mel if self.mel is None else torch.cat([self.mel, mel], dim=2)
-        held = 0 if self.wave is None else self.overlap
-        if mel.shape[2] <= max(self.overlap, held):
+        if mel.shape[2] <= self.overlap:
             self.mel = mel
             return mel.new_zeros(1, 0)
         wave = self._synthesise(mel)
