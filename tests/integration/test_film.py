@@ -152,7 +152,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, monkeypatch
     ids=["predicted", "text and addition", "nothing", "continuous and noise"],
 )
 def test_every_ablation_trains(trained, changes):
-    experiment = SpeechTokenExperiment(hparams(trained, "_".join(map(str, changes)), **changes), OPTIONS)
+    experiment = SpeechTokenExperiment(
+        hparams(trained, "_".join(str(v) for v in changes.values() if isinstance(v, str)), **changes), OPTIONS
+    )
     experiment.train()
     losses = [line["valid"]["loss"] for line in experiment.brain.progress["history"]]
     assert len(losses) == 2 and losses[1] < losses[0]
