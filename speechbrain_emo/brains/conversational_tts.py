@@ -572,10 +572,11 @@ def mel_cepstral_distortion(mel, reference):
 
 def functionals(samples, settings, num_phones):
     """What an independent classifier hears of a line: float32 vector of level, pitch, rate and spectrum."""
-    mel, energy = settings.analyse(torch.as_tensor(samples, dtype=torch.float32))
+    samples = np.pad(np.asarray(samples, dtype=np.float32), (0, max(settings.n_fft - len(samples), 0)))
+    mel, energy = settings.analyse(torch.as_tensor(samples))
     mel, energy = mel.numpy(), np.log(energy.numpy() + 1e-5)
-    track = pitch_track(np.asarray(samples), settings.sample_rate, settings.hop_length, len(mel), "yin")
-    loud = energy > np.median(energy)
+    track = pitch_track(samples, settings.sample_rate, settings.hop_length, len(mel), "yin")
+    loud = energy >= np.median(energy)
     rate = math.log(max(num_phones, 1) / (len(mel) * settings.hop_length / settings.sample_rate))
     parts = [track[loud].mean(), track[loud].std(), energy.mean(), energy.std(), energy.max(), rate]
     return np.concatenate([parts, mel[loud].mean(0)[::4], mel[loud].std(0)[::4]]).astype(np.float32)

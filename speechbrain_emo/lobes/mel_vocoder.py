@@ -4,9 +4,14 @@ A vocoder is an object with ``sample_rate`` and ``__call__(mel)``: float32 (T, M
 float32 (samples,).
 """
 
+import math
+
 import torch
 import torchaudio
 from torch import nn
+
+FLOOR = 1e-5  # of mel magnitudes
+MIN_FRAMES = 8
 
 
 class MelSettings:
@@ -75,7 +80,16 @@ class MelSettings:
         tuple of torch.Tensor
             Natural logarithm of mel magnitudes (floor 1e-5), float32 (T, M), and the norm of the magnitudes over bands,
             float32 (T,).
+
+        Raises
+        ------
+        ValueError
+            If there are fewer samples than half a window.
         """
+        if len(samples) <= self.n_fft // 2:
+            raise ValueError(
+                f"{len(samples)} samples are too few for a spectrum: more than {self.n_fft // 2} are needed"
+            )
         from speechbrain.lobes.models.FastSpeech2 import mel_spectrogram
 
         mel, energy = mel_spectrogram(
@@ -117,7 +131,7 @@ class GriffinLim(nn.Module):
 
     def __init__(self, settings, iterations=48):
         super().__init__()
-        self.sample_rate = settings.sample_rate
+        self.sample_rate, self.hop_length = settings.sample_rate, settings.hop_length
         bands = torchaudio.functional.melscale_fbanks(
             settings.n_fft // 2 + 1,
             settings.f_min,
@@ -136,8 +150,12 @@ class GriffinLim(nn.Module):
     @torch.no_grad()
     def forward(self, mel):
         """mel float32 (T, M) -> float32 (samples,)."""
-        magnitudes = (mel.exp() @ self.inverse).clamp(min=1e-7)
-        return self.griffin_lim(magnitudes.T)
+        length = len(mel)
+        if length < MIN_FRAMES:
+            # The inverse transform needs some frames to overlap: silence behind, which is cut off again.
+            mel = torch.nn.functional.pad(mel, (0, 0, 0, MIN_FRAMES - length), value=math.log(FLOOR))
+        samples = self.griffin_lim((mel.exp() @ self.inverse).clamp(min=1e-7).T)
+        return samples[: length * self.hop_length] if length < MIN_FRAMES else samples
 
 
 class HiFiGAN(nn.Module):

@@ -151,6 +151,10 @@ def test_griffin_lim_keeps_the_spectrum():
     again, _ = SETTINGS.analyse(samples)
     loud = mel[5:-5] > mel.max() - 3
     assert float((again[: len(mel)][5 : len(mel) - 5][: len(loud)] - mel[5:-5])[loud].abs().mean()) < 0.3
+    # One frame is one hop of sound, not an error.
+    assert [len(GriffinLim(SETTINGS, 2)(mel[:n])) for n in (1, 3, 7)] == [256, 768, 1792]
+    with pytest.raises(ValueError, match="too few"):
+        SETTINGS.analyse(tone[:300])
     with pytest.raises(ValueError, match="vocoder is"):
         make_vocoder("wavenet", SETTINGS)
     with pytest.raises(ValueError, match="f_max"):
