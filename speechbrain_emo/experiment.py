@@ -12,6 +12,7 @@ import shlex
 import sys
 
 import speechbrain as sb
+import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
 from speechbrain.utils.distributed import run_on_main
@@ -152,6 +153,10 @@ def main(arguments):
         # The user's data or YAML is at fault; a traceback would hide what the message says.
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if torch.distributed.is_initialized():
+        # A process that leaves while another still talks to the group is killed by its threads ("terminate called").
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return 0
 
 

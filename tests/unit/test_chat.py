@@ -303,7 +303,7 @@ def test_loading_and_export_say_what_a_model_is_for(system, tmp_path):
     card = (system.folder / "model" / "README.md").read_text()
     assert "EmotionalChat.from_hparams" in card and "2508.08095" in card
     arguments = (system.model, system.factories, system.answer_format, system.tasks)
-    with pytest.raises(ExportError, match="one of explain and chat"):
+    with pytest.raises(ExportError, match="one of explain, chat and next_line"):
         export_model(tmp_path / "m", *arguments)
     with pytest.raises(ExportError, match="chat names the task 'age'"):
         export_model(tmp_path / "m", *arguments, chat={**CHAT, "choice_tasks": ["age"]})
