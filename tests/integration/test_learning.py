@@ -4,12 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import soundfile
 import toy
 
 from speechbrain_emo.inference import EmotionExplainer
-from speechbrain_emo.inference.timeline import make_timeline
-from speechbrain_emo.metrics.emotion_diarization import emotion_diarization_error
 
 pytestmark = pytest.mark.integration
 
@@ -90,25 +87,3 @@ def test_verification_runs_inside_the_experiment(learned):
     # The emotion is heard whatever stands before it: descriptors say nothing about it in this corpus.
     assert metrics["prefix.ser.gold_descriptors.ua"] > 0.7
     assert (folder / "run" / "verification" / "predictions.jsonl").is_file()
-
-
-def test_a_timeline_finds_known_change_times_and_a_constant_label_does_not(learned, tmp_path):
-    folder, _, lines = learned
-    parts, truth, at = [], [], 0.0
-    for emotion in ("sad", "angry", "neutral", "happy", "sad"):
-        begin = at
-        # Blocks of about five seconds: much longer than a window, whatever the size of the test part.
-        for line in ([x for x in lines if x["emotion"] == emotion] * 12)[:12]:
-            samples, rate = soundfile.read(folder / "corpus" / "wav" / f"{line['id']}.wav")
-            parts.append(samples)
-            at += len(samples) / rate
-        truth.append({"start": begin, "end": at, "emotion": emotion})
-    soundfile.write(tmp_path / "long.wav", np.concatenate(parts), rate)
-    explainer = EmotionExplainer.from_hparams(source=folder / "run")
-    made = make_timeline(explainer, tmp_path / "long.wav", tmp_path, window=0.5, hop=0.25)
-    error = emotion_diarization_error([vars(s) for s in made.segments], truth)
-    constant = [
-        emotion_diarization_error([{"start": 0, "end": at, "emotion": label}], truth)
-        for label in toy.EMOTIONS
-    ]
-    assert min(constant) > 0.5 and error < min(constant) - 0.25, (error, constant)
