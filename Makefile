@@ -36,7 +36,7 @@ format: $(STAMP)  ## bring every file to the one style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: $(STAMP)  ## the main job on a corpus that it makes itself: about 25 minutes on 2 idle cores
+demo: $(STAMP)  ## the main job on a corpus that it makes itself: 17 to 25 minutes on 2 idle cores
 	$(BIN)/python train.py hparams/demo_ib.yaml $(ARGS)
 
 clean:  ## take the environment and the caches away (results stay)
