@@ -177,6 +177,10 @@ class SpeechTokenExperiment:
         )
         if self.hparams.get("initial_lm"):
             lm.load_weights(load_speech_token_lm(self.hparams["initial_lm"]).weights(), without_film=True)
+        elif self.hparams.get("start_from_levels"):
+            if self.tokenizer.levels is None:
+                raise ValueError("start_from_levels: this speech tokenizer does not tell the levels of its quantiser")
+            lm.start_from_levels(self.tokenizer.levels)
         return lm
 
     def _classifier(self, name, number):
@@ -185,7 +189,9 @@ class SpeechTokenExperiment:
         epochs, lr, batch_size = (settings.pop(key) for key in ("epochs", "lr", "batch_size"))
         seed = int(self.hparams["seed"]) + 1000 * (number + 1)
         torch.manual_seed(seed)
-        classifier = TokenEmotionClassifier(self.tokenizer.vocab_size, len(self.markup.labels), **settings)
+        classifier = TokenEmotionClassifier(
+            self.tokenizer.vocab_size, len(self.markup.labels), levels=self.tokenizer.levels, **settings
+        )
         clean = self._rows("train", None)
         # Kept beside the tokens: overlays that change the language model alone find it there.
         folder = pathlib.Path(self.hparams["token_folder"]) / f"{name}_{self.tokenizer.fingerprint}"

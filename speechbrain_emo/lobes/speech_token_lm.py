@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from speechbrain_emo.lobes import token_layout
 from speechbrain_emo.lobes.e_film import EFiLM
+from speechbrain_emo.lobes.fsq import FSQ
 from speechbrain_emo.lobes.stored import CONFIG, WEIGHTS, save_stored
 
 #: What only the body's own text output uses; tied to the embedding in the published model and never needed here.
@@ -214,6 +215,42 @@ class SpeechTokenLM(nn.Module):
                 film_init_std,
                 embedding_scale=std,
             )
+
+    @torch.no_grad()
+    def start_from_levels(self, levels):
+        """Start embedding and head of speech tokens from what the tokens are made of.
+
+        Random rows must learn each of V tokens by itself, and small data hold most of them a few times only. Here
+        tokens that share levels of the quantiser start alike, in the input and in the scores. Not in the papers, whose
+        data are large; names and shapes stay.
+
+        Arguments
+        ---------
+        levels : sequence of int
+            Of the quantiser (:class:`FSQ`).
+
+        Raises
+        ------
+        ValueError
+            If they make another number of tokens.
+
+        Example
+        -------
+        >>> model = SpeechTokenLM({"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        ...                        "num_attention_heads": 2, "num_key_value_heads": 1}, 4, num_speech_tokens=9)
+        >>> model.start_from_levels([3, 3])
+        >>> row = model.speech_embedding.weight
+        >>> torch.allclose(row[1] - row[0], row[4] - row[3], atol=1e-6)  # the same step of the first dimension
+        True
+        """
+        table = FSQ(levels).level_table().to(self.llm_decoder.weight.device)
+        if len(table) != self.num_speech_tokens:
+            raise ValueError(f"levels {list(levels)} make {len(table)} tokens, not {self.num_speech_tokens}")
+        for weight in (self.speech_embedding.weight, self.llm_decoder.weight):
+            rows = weight[: self.num_speech_tokens]
+            made = table @ torch.randn(table.shape[1], self.size, device=weight.device)
+            made = made - made.mean(0)
+            rows.copy_(made * (rows.std() / made.std()))
 
     # -- facts ---------------------------------------------------------------------------------------------
 
