@@ -131,10 +131,12 @@ def build_parser():
     table = commands.add_parser(
         "table",
         help="a table of several runs side by side, in Markdown or LaTeX",
-        description="Headline metrics, trainable parameters and training time of finished runs. Folders joined by "
+        description="Headline metrics, trainable parameters and training time of finished runs; of a synthesiser's "
+        "runs speech with floor and ceiling, tokens, changed spans and intensities, a table each. Folders joined by "
         "commas are seeds of one system: mean and deviation.",
         **example(
-            f"  {_PROGRAM} table results/demo_ib/1986,results/demo_ib/1987 results/demo_ib_no_bottleneck/1986"
+            f"  {_PROGRAM} table results/demo_ib/1986,results/demo_ib/1987 results/demo_ib_no_bottleneck/1986\n"
+            f"  {_PROGRAM} table results/demo_film_speak/1986 results/demo_film_addition_speak/1986"
         ),
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
@@ -956,9 +958,17 @@ def _print_alignment(name, alignment, as_json, single):
 
 def _table(folders, latex=False):
     from speechbrain_emo.results import comparison_rows, format_table
+    from speechbrain_emo.synthesis_tables import synthesis_tables
 
+    style = "latex" if latex else "markdown"
     try:
-        print(format_table(comparison_rows(folders), style="latex" if latex else "markdown"))
+        tables, others = synthesis_tables(folders)
+        if others:
+            tables.insert(0, ("Recognition", comparison_rows(others)))
+        for number, (title, rows) in enumerate(tables):
+            if len(tables) > 1:
+                print(f"{chr(10) if number else ''}{title}\n")
+            print(format_table(rows, style=style))
     except (FileNotFoundError, ValueError) as error:
         return _fail(str(error))
     return OK
