@@ -267,6 +267,7 @@ def test_speech_tokens_are_those_of_the_reference(monkeypatch):
     assert read["ours, bf16"] * 2 == read["ours, fp32"] and read["ours, int8"] < 0.5 * read["ours, fp32"]
     check_table(decode, 5)
     check_table(chunk, 3)
+    assert chunk.rows[0][-1] == "1.000" and all(float(row[-2]) > float(row[1]) for row in chunk.rows)
     stay, error = decode.header.index("tokens that stay"), decode.header.index("error of scores")
     cells = {row[0]: row for row in decode.rows}
     for name in ("transformers generate, fp32 (reference)", "ours, fp32", "ours, fp32, batch of 3"):
