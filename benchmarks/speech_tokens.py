@@ -6,6 +6,10 @@ weights' bytes, and the share of it that is reached stands beside. Smaller weigh
 the limit; what they cost is the error of the scores and the share of greedy tokens that stay.
 """
 
+import argparse
+import json
+import statistics
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +21,21 @@ import time
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.common import Table, argument_parser, compare, print_tables, ratio_cell, take_turns
+from benchmarks import flow
+from benchmarks.common import (
+    Table,
+    argument_parser,
+    compare,
+    peak_memory,
+    print_tables,
+    ratio_cell,
+    resident_memory,
+    take_turns,
+)
 from speechbrain_emo.lobes.speech_token_lm import PUBLISHED_ARCHITECTURE, SpeechTokenLM, with_precision
 from speechbrain_emo.lobes.token_generation import TokenRequest, generate, prefix_embeddings
 from speechbrain_emo.lobes.token_sampling import SamplingSettings
+from speechbrain_emo.lobes.vocoder import HiFT, VocoderStream
 
 EXAMPLE = "python -m benchmarks.speech_tokens --tokens 100 --rounds 3 > speech_tokens.md"
 TOY = {
@@ -192,6 +207,7 @@ def decode_table(model, sizes, rounds):
         own = models.get(name.removeprefix("ours, "), model)
         limit = batch * speed / num_bytes(own)
         rate = batch * sizes.tokens / timing.seconds
+        # Of a batch its first utterance, which is the one that the others decode.
         agree = sum(a == b for a, b in zip(said[name][0], said["ours, fp32"][0])) / sizes.tokens
         table.rows.append(
             [
@@ -210,8 +226,83 @@ def decode_table(model, sizes, rounds):
     return table
 
 
+#: Way -> (precision of the weights, utterances; 0: ``generate`` of transformers).
+MEMORY = {
+    "transformers generate, fp32": ("fp32", 0),
+    "ours, fp32": ("fp32", 1),
+    "ours, fp32, batch": ("fp32", None),
+    "ours, bf16": ("bf16", 1),
+    "ours, int8": ("int8", 1),
+}
+
+
+def peak_of(name, sizes):
+    """Bytes that decoding in one way takes at most: all of this process, and beyond what it held before."""
+    precision, utterances = MEMORY[name]
+    model = make_model(sizes)
+    # What is not fp32 takes the model's place: its fp32 weights are gone before memory is counted.
+    model = with_precision(model, precision)
+    before, settings = resident_memory(), exactly(sizes.tokens, sizes.text)
+    with torch.inference_mode():
+        if utterances == 0:
+            reference_tokens(transformers_model(model), model, request(sizes, model), sizes.tokens)
+        else:
+            count = utterances or sizes.batch
+            generate(model, [request(sizes, model, seed) for seed in range(count)], settings)
+    weights = num_bytes(model)
+    return {"weights": weights, "resident": before, "after": resident_memory(), "peak": peak_memory()}
+
+
+def measure_peak(name, sizes, threads):
+    """The same in a process of its own.
+
+    Raises
+    ------
+    RuntimeError
+        If the process fails, with what it wrote.
+    """
+    options = [f"--{key}={value}" for key, value in asdict(sizes).items()]
+    command = [sys.executable, __file__, f"--peak_of={name}", f"--threads={threads}", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"the process that measures {name} ended with {done.returncode}:\n{done.stderr[-2000:]}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_table(sizes, threads):
+    """Memory of every way, each in a process of its own."""
+    table = Table(
+        "Memory (MB)",
+        ["way", "weights read a token", "resident before", "resident after", "peak of the process"],
+    )
+    for name in MEMORY:
+        found = measure_peak(name, sizes, threads)
+        cells = [f"{found[key] / 1e6:.0f}" for key in ("weights", "resident", "after", "peak")]
+        shown = f"{name} of {sizes.batch}" if name.endswith("batch") else name
+        table.rows.append([shown + (" (reference)" if name.startswith("transformers") else ""), *cells])
+    table.notes.append(
+        "The peak includes building the model in fp32, before its weights are made smaller; resident after decoding is "
+        "what stays."
+    )
+    return table
+
+
+def acoustic_seconds(sizes, rounds):
+    """Median time that flow (10 Euler steps, caches, a prompt of 3 s) and vocoder take for the first chunk."""
+    case = flow.make_case(flow.Sizes(seconds=2, toy=sizes.toy))
+    small = {"channels": 16, "f0_channels": 8} if sizes.toy else {}
+    vocoder = HiFT(num_mels=case.flow.num_mels, **small).eval()
+
+    def first():
+        VocoderStream(vocoder, generator=torch.Generator().manual_seed(0)).push(flow.cached(case, 1))
+
+    return statistics.median(take_turns({"first": first}, rounds, warmup=0)["first"])
+
+
 def first_chunk_table(model, sizes, rounds, texts=(10, 50, 200), chunk=28):
-    """Time until the tokens of the first chunk (25 and a look-ahead of 3) are there."""
+    """Time until the tokens of the first chunk (25 and a look-ahead of 3) are there, and its sound."""
     count = min(chunk, sizes.tokens)
     variants = {
         f"{num} text tokens": (
@@ -219,14 +310,25 @@ def first_chunk_table(model, sizes, rounds, texts=(10, 50, 200), chunk=28):
         )
         for num in texts
     }
-    table = Table(f"First {count} speech tokens", ["text", "time (s)", "ratio of time"])
-    for name, timing in compare(take_turns(variants, rounds, warmup=0), f"{texts[0]} text tokens").items():
+    table = Table(
+        f"First {count} speech tokens, and the first chunk of sound",
+        ["text", "tokens after (s)", "ratio of time", "sound after (s)", "by that of the reference"],
+    )
+    times = compare(take_turns(variants, rounds, warmup=0), f"{texts[0]} text tokens")
+    acoustic = acoustic_seconds(sizes, rounds)
+    shortest = times[f"{texts[0]} text tokens"].seconds + acoustic
+    for name, timing in times.items():
         mark = " (reference)" if name == f"{texts[0]} text tokens" else ""
-        table.rows.append([name + mark, f"{timing.seconds:.2f}", ratio_cell(timing)])
+        sound = timing.seconds + acoustic
+        cells = [f"{timing.seconds:.2f}", ratio_cell(timing), f"{sound:.2f}", f"{sound / shortest:.3f}"]
+        table.rows.append([name + mark, *cells])
+    table.notes.append(
+        f"Flow and vocoder take {acoustic:.2f} s for the first chunk, measured once: they do not see the text."
+    )
     return table
 
 
-def run(sizes=None, rounds=3):
+def run(sizes=None, rounds=3, threads=1):
     """Measure everything.
 
     Arguments
@@ -234,12 +336,16 @@ def run(sizes=None, rounds=3):
     sizes : Sizes, optional
     rounds : int
         Timed rounds.
+    threads : int
+        Of the processes that measure memory.
 
     Yields
     ------
     Table
     """
     sizes = Sizes() if sizes is None else sizes
+    # First: this process holds no model yet, and theirs have the machine to themselves.
+    yield memory_table(sizes, threads)
     model = make_model(sizes)
     with torch.inference_mode():
         yield decode_table(model, sizes, rounds)
@@ -251,9 +357,14 @@ def main(arguments=None):
     parser = argument_parser(__doc__, EXAMPLE, rounds=3)
     for key, value in asdict(Sizes()).items():
         parser.add_argument(f"--{key}", type=int, default=value, help="(%(default)s)")
+    parser.add_argument("--peak_of", choices=sorted(MEMORY), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    print_tables(run(Sizes(**{key: getattr(options, key) for key in asdict(Sizes())}), options.rounds))
+    sizes = Sizes(**{key: getattr(options, key) for key in asdict(Sizes())})
+    if options.peak_of:
+        print(json.dumps(peak_of(options.peak_of, sizes)))
+        return
+    print_tables(run(sizes, options.rounds, options.threads))
 
 
 if __name__ == "__main__":

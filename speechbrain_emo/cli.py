@@ -131,10 +131,12 @@ def build_parser():
     table = commands.add_parser(
         "table",
         help="a table of several runs side by side, in Markdown or LaTeX",
-        description="Headline metrics, trainable parameters and training time of finished runs. Folders joined by "
+        description="Headline metrics, trainable parameters and training time of finished runs; of a synthesiser's "
+        "runs speech with floor and ceiling, tokens, changed spans and intensities, a table each. Folders joined by "
         "commas are seeds of one system: mean and deviation.",
         **example(
-            f"  {_PROGRAM} table results/demo_ib/1986,results/demo_ib/1987 results/demo_ib_no_bottleneck/1986"
+            f"  {_PROGRAM} table results/demo_ib/1986,results/demo_ib/1987 results/demo_ib_no_bottleneck/1986\n"
+            f"  {_PROGRAM} table results/demo_film_speak/1986 results/demo_film_addition_speak/1986"
         ),
     )
     table.add_argument("folders", nargs="+", metavar="FOLDER", help="holds results.json")
@@ -499,7 +501,10 @@ def _add_speak(commands, example):
             "</emotion>\" \\\n      --speaker me.wav --speaker_text 'what I say in it' --out y.wav "
             "--model results/demo_film/1986\n"
             f"  {_PROGRAM} speak --text_file lines.txt --speaker me.wav --out spoken/ --model results/demo_film/1986\n"
-            f"  {_PROGRAM} speak 'so it is' --speaker me.wav --out y.wav --model results/cosyvoice2 --seed 3 --json\n\n"
+            f"  {_PROGRAM} speak 'so it is' --speaker me.wav --out y.wav --model results/cosyvoice2 --seed 3 --json\n"
+            "hear a recording's emotions, and say its text like that in another voice:\n"
+            f"  {_PROGRAM} speak \"$({_PROGRAM} annotate x.wav --text 'So it is.' --markup \\\n      --model "
+            'results/demo_word_emotion/1986)" --speaker me.wav --out y.wav --model results/demo_film/1986\n\n'
             "exit status: 0 spoken, 1 spoken but the model did not end by itself (see the warning), 2 wrong arguments, "
             "text or voice;\nthen no file is written"
         ),
@@ -530,6 +535,9 @@ def _add_speak(commands, example):
         default="espeak-dtw",
         metavar="NAME",
         help=f"finds the words' times: {ALIGNER_NAMES}, or none (default: %(default)s)",
+    )
+    speak.add_argument(
+        "--language", metavar="CODE", help="of numbers and abbreviations: en, de, ... (default: the model's)"
     )
     speak.add_argument(
         "--batch_size", type=_positive, default=8, metavar="N", help="texts at a time (default: 8)"
@@ -572,6 +580,9 @@ def _add_score_speech(commands, example):
     )
     score.add_argument(
         "--copies", action="store_true", help="outputs are copies of their references: PESQ too"
+    )
+    score.add_argument(
+        "--pictures", type=_positive, default=0, metavar="N", help="draw N outputs: mel, words, F0 and level"
     )
     score.add_argument("--language", default="en", metavar="CODE", help="of the texts (default: en)")
     score.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1")
@@ -736,11 +747,18 @@ def _speak(options):
     try:
         for target in targets:
             check_target(target)
-        tts = EmotionalTTS.from_hparams(source=options.model, run_opts=run_opts)
+        overrides = {"language": options.language} if options.language else None
+        tts = EmotionalTTS.from_hparams(source=options.model, overrides=overrides, run_opts=run_opts)
     except (ValueError, OSError, ImportError) as error:
         return _fail(f"cannot use the model of --model {options.model}: {error}")
     unfinished = 0
     try:
+        # All texts before the first file: a bad last line must not cost the others' time.
+        for number, text in enumerate(texts, 1):
+            try:
+                tts.check(text)
+            except (SpeakError, MarkupError) as error:
+                return _fail(str(error) if options.text is not None else f"text {number}: {error}")
         voice = tts.voice(options.speaker, options.speaker_text)
         for start in range(0, len(texts), options.batch_size):
             some = slice(start, start + options.batch_size)
@@ -785,6 +803,7 @@ def _score_speech(options):
             judges,
             options.out,
             options.data_folder,
+            num_pictures=options.pictures,
             copies=options.copies,
             language=options.language,
             progress=sys.stderr.isatty(),
@@ -939,9 +958,17 @@ def _print_alignment(name, alignment, as_json, single):
 
 def _table(folders, latex=False):
     from speechbrain_emo.results import comparison_rows, format_table
+    from speechbrain_emo.synthesis_tables import synthesis_tables
 
+    style = "latex" if latex else "markdown"
     try:
-        print(format_table(comparison_rows(folders), style="latex" if latex else "markdown"))
+        tables, others = synthesis_tables(folders)
+        if others:
+            tables.insert(0, ("Recognition", comparison_rows(others)))
+        for number, (title, rows) in enumerate(tables):
+            if len(tables) > 1:
+                print(f"{chr(10) if number else ''}{title}\n")
+            print(format_table(rows, style=style))
     except (FileNotFoundError, ValueError) as error:
         return _fail(str(error))
     return OK

@@ -18,9 +18,11 @@ __all__ = [
     "plot_explanation",
     "plot_film",
     "plot_group_means",
+    "plot_intensity_sweep",
     "plot_latent_maps",
     "plot_layer_weights",
     "plot_risk_coverage",
+    "plot_speech",
     "plot_timeline",
     "plot_training_curves",
     "plot_word_emotions",
@@ -870,5 +872,169 @@ def plot_film(names, gamma, beta, num_intensities, path, title="Modulation of te
         axes[row][1].set_xticks(range(num_intensities), intensities)
         axes[row][1].set_ylim(bottom=0)
     axes[0][0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return _save(figure, path)
+
+
+def plot_speech(sounds, sample_rate, emotions, labels, path, title=""):
+    """Synthetic speech: its mel and words with their marks, and F0 and level of each word beside the reference's.
+
+    Arguments
+    ---------
+    sounds : dict
+        ``output`` and, where there is one, ``reference`` -> (samples, float (N,); list of (word, start, end) in s).
+    sample_rate : int
+        Hz, of both.
+    emotions : sequence of (str or None)
+        Mark of each word of the output.
+    labels : sequence of str
+        All emotions, in order: their colours.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is no output, the marks do not fit its words, or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> tone = 0.1 * np.sin(2 * np.pi * 150 * np.arange(8000) / 16000)
+    >>> sounds = {"output": (tone, [("oh", 0.1, 0.4)])}
+    >>> plot_speech(sounds, 16000, ["sad"], ["hap", "sad"], tempfile.mkdtemp() + "/y.png").name
+    'y.png'
+    """
+    import librosa
+
+    from speechbrain_emo.metrics.synthesis import word_prosody
+
+    if "output" not in sounds or len(sounds["output"][0]) == 0 or len(emotions) != len(sounds["output"][1]):
+        raise ValueError(
+            f"sounds are {sorted(sounds)}, {len(emotions)} marks: give an output with samples and a mark for each of "
+            "its words"
+        )
+    labels = [str(label) for label in labels]
+    colours = {label: COLOURS[i] if i < MAX_KINDS else "0.5" for i, label in enumerate(labels)}
+    figure = _figure(max(8.0, 0.9 * len(emotions)), 2.6 * (1 + len(sounds)) + 1.5)
+    axes = figure.subplots(len(sounds) + 2, 1, height_ratios=[2.2] * len(sounds) + [1.4, 1.4])
+    for axis, (name, (samples, words)) in zip(axes, sounds.items()):
+        mel = librosa.feature.melspectrogram(
+            y=np.asarray(samples, dtype=np.float32),
+            sr=sample_rate,
+            n_fft=1024,
+            hop_length=sample_rate // 100,
+            n_mels=80,
+        )
+        shown = librosa.power_to_db(mel, ref=max(float(mel.max()), 1e-10), top_db=70)
+        seconds = len(samples) / sample_rate
+        axis.imshow(
+            shown,
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, 80),
+            cmap="Greys",
+            interpolation="nearest",
+        )
+        for number, (word, start, end) in enumerate(words):
+            # Both say the same words; where an aligner lost some, the marks of the rest are not known.
+            mark = emotions[number] if len(words) == len(emotions) else None
+            axis.axvspan(start, end, color=colours.get(mark, "0.5"), alpha=0.22, linewidth=0)
+            axis.text((start + end) / 2, 74, word, ha="center", va="center", fontsize=8)
+        axis.set_ylabel(f"{name}\nmel band")
+        axis.set_xlabel("time (s)")
+        axis.set_yticks([])
+    for axis, quantity, unit in zip(axes[-2:], ("log_f0", "energy"), ("F0 (octaves)", "level (dB)")):
+        for number, (name, (samples, words)) in enumerate(sounds.items()):
+            if not words:
+                continue
+            values = getattr(word_prosody(samples, sample_rate, [row[1:] for row in words]), quantity)
+            # Against the utterance's own mean: voices differ, how far words are moved should not.
+            known = values[~np.isnan(values)]
+            moved = values - (known.mean() if len(known) else 0.0)
+            line = {"color": COLOURS[6 if name == "output" else 0], "linestyle": ("-", "--")[number % 2]}
+            axis.plot(range(len(words)), moved, marker=MARKERS[number], label=name, **line)
+        axis.axhline(0, color="0.7", linewidth=0.8)
+        axis.set_ylabel(unit + "\nagainst the mean", fontsize=8)
+        axis.set_xticks(range(len(emotions)), [word for word, _, _ in sounds["output"][1]], fontsize=8)
+    handles, names = axes[-1].get_legend_handles_labels()
+    for label in labels:
+        if label in emotions:
+            handles.append(Rectangle((0, 0), 1, 1, color=colours[label], alpha=0.35, linewidth=0))
+            names.append(label)
+    if handles:
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=min(len(names), 8), frameon=False, fontsize=8
+        )
+    if title:
+        axes[0].set_title("\n".join(textwrap.wrap(title, 100)), fontsize=10)
+    return _save(figure, path)
+
+
+def plot_intensity_sweep(rows, names, path, title="Marked intensity against what is heard"):
+    """What a synthesiser does with the intensity of each emotion: a panel a quantity, a line an emotion.
+
+    Arguments
+    ---------
+    rows : sequence of dict
+        ``emotion``, ``intensity`` (a place from 0 to 1, or None for text without marks) and numbers or None by name.
+    names : dict of str to str
+        Key of a row -> what the panel is called.
+    path : str or Path
+        PNG file to write.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> rows = [{"emotion": "hap", "intensity": i / 2, "wer": 0.1 * i} for i in range(3)]
+    >>> plot_intensity_sweep(rows, {"wer": "WER"}, tempfile.mkdtemp() + "/s.png").name
+    's.png'
+    """
+    emotions = list(dict.fromkeys(row["emotion"] for row in rows if row["intensity"] is not None))
+    if not emotions or not names:
+        raise ValueError(
+            f"{len(rows)} rows, quantities {list(names)}: give marked rows and at least one quantity"
+        )
+    columns = min(3, len(names))
+    figure = _figure(4.2 * columns, 3.2 * -(-len(names) // columns))
+    panels = np.atleast_1d(figure.subplots(-(-len(names) // columns), columns, squeeze=False)).ravel()
+    for axis, (key, label) in zip(panels, names.items()):
+        for number, emotion in enumerate(emotions):
+            own = [r for r in rows if r["emotion"] == emotion and r["intensity"] is not None]
+            points = sorted((r["intensity"], r[key]) for r in own if r.get(key) is not None)
+            if points:
+                axis.plot(
+                    *zip(*points),
+                    color=COLOURS[number % MAX_KINDS],
+                    marker=MARKERS[number % len(MARKERS)],
+                    label=emotion,
+                )
+        for row in rows:
+            if row["intensity"] is None and row.get(key) is not None:
+                axis.axhline(row[key], color="0.4", linestyle=":", linewidth=1, label="no marks")
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("marked intensity", fontsize=8)
+    for axis in panels[len(names) :]:
+        axis.set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=12)
     return _save(figure, path)

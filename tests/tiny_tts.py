@@ -36,7 +36,13 @@ def architecture(vocab_size):
     }
 
 
-def build_tts(folder, parts=("speech_tokenizer", "speaker_encoder", "flow", "vocoder"), seed=0, **settings):
+def build_tts(
+    folder,
+    parts=("speech_tokenizer", "speaker_encoder", "flow", "vocoder"),
+    seed=0,
+    intensity="discrete",
+    **settings,
+):
     """An exported model with random weights; returns its folder."""
     folder = Path(folder)
     torch.manual_seed(seed)
@@ -50,7 +56,7 @@ def build_tts(folder, parts=("speech_tokenizer", "speaker_encoder", "flow", "voc
     }
     for name in parts:
         made[name].save(folder / "parts" / name)
-    lm = SpeechTokenLM(architecture(len(text)), len(LABELS), 27, film_init_std=0.3)
+    lm = SpeechTokenLM(architecture(len(text)), len(LABELS), 27, film_init_std=0.3, intensity=intensity)
     return export_tts(
         folder / "run" / "model",
         lm,

@@ -6,23 +6,32 @@ along the line to the emotion's mean, in deviations. ``intensity_value`` is its 
 emotion, in [0, 1]; ``intensity`` the third that it falls into. Neutral words are low, 0.
 """
 
+import hashlib
+import itertools
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from recipes.Demo import demo_prepare as demo
 from recipes.Demo.demo_words import prepare_demo_words
+from recipes.ESD.esd_film import read_annotations
 from speechbrain_emo.dataio.manifest import (
+    ManifestError,
     read_manifest,
     validate_manifest,
     write_manifest,
     write_text_atomically,
 )
 
+logger = logging.getLogger(__name__)
 INTENSITIES = ("low", "medium", "high")
 NEUTRAL = "neutral"
 _NAMES = ("pitch", "range", "rate", "volume_db")
+#: Labels of the annotator for those of the corpus.
+_SHORT = {"angry": "ang", "happy": "hap", "neutral": "neu", "sad": "sad"}
+_LABELS = ("emotion", "intensity", "intensity_value")
 
 
 def strength(emotion, params):
@@ -119,12 +128,15 @@ def prepare_demo_film(
     num_valid=100,
     num_test=200,
     voices="all",
+    annotator=None,
     seed=1234,
     num_processes=2,
 ):
     """Make the embedded corpus, the utterances of mixed emotion and manifests with intensities.
 
-    Writes ``single_<split>.json`` and ``mixed_<split>.json`` for train, valid and test.
+    Writes ``single_<split>.json`` and ``mixed_<split>.json`` for train, valid and test; with half of the voices also
+    ``single_rest.json`` and ``mixed_rest.json``, the training utterances of the others; with an annotator also
+    ``single_train_annotated.json`` and ``mixed_train_annotated.json``.
 
     Arguments
     ---------
@@ -141,7 +153,10 @@ def prepare_demo_film(
     num_train, num_valid, num_test : int
         Utterances of mixed emotion. With the numbers of ``hparams/demo_word_emotion.yaml`` both share one synthesis.
     voices : str
-        ``all``, or ``half``: every other training voice, to see how unseen voices fare.
+        ``all``, or ``half``: every other training voice, to see how unseen voices fare. Give it a ``save_folder`` of
+        its own.
+    annotator : str, optional
+        Folder of a word annotator that labels the training words (:func:`annotate_words`).
     seed : int
         Of sentences, borders and parameters.
     num_processes : int
@@ -166,10 +181,16 @@ def prepare_demo_film(
         num_processes=num_processes,
     )
     save_folder = Path(save_folder)
-    done = save_folder / "film.json"
     settings = {"words": report["settings"], "voices": voices, "num_single": int(num_single)}
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == settings:
-        return
+    done = save_folder / "film.json"
+    if not (done.is_file() and json.loads(done.read_text(encoding="utf-8")) == settings):
+        _write_manifests(data_folder, demo_manifests, words_folder, save_folder, voices, num_single)
+        write_text_atomically(done, json.dumps(settings) + "\n")
+    if annotator is not None:
+        annotate_words(annotator, data_folder, save_folder)
+
+
+def _write_manifests(data_folder, demo_manifests, words_folder, save_folder, voices, num_single):
     for kind in ("single", "mixed"):
         files = {
             split: Path(demo_manifests) / f"{split}.json"
@@ -187,15 +208,80 @@ def prepare_demo_film(
         made = add_intensities(splits)
         if kind == "mixed":
             made["train"] = {key: record for key, record in made["train"].items() if key not in scale}
+        if voices == "half":
+            kept = _half_of_the_voices(made["train"])
+            made["rest"] = {key: record for key, record in made["train"].items() if key not in kept}
+            made["train"] = kept
         for split, records in made.items():
-            if split == "train" and voices == "half":
-                records = _half_of_the_voices(records)
             validate_manifest(records, replacements={"data_root": str(data_folder)})
             write_manifest(save_folder / f"{kind}_{split}.json", records)
-    write_text_atomically(done, json.dumps(settings) + "\n")
 
 
-def prepare_speak_list(manifests, prompts, save_file, label_map):
+def annotate_words(annotator, data_folder, save_folder):
+    """Let a word annotator hear the training utterances, with the words' true times.
+
+    Beside the true ones every word gets ``annotated``: ``emotion``, ``intensity``, ``intensity_value`` (the arousal),
+    which ``word_labels: annotated`` of ``hparams/demo_film.yaml`` trains on. Annotations are kept as JSON lines in a
+    folder named by the annotator; an interrupted run goes on where it was.
+
+    Arguments
+    ---------
+    annotator : str
+        Folder of a training or an exported model.
+    data_folder : str
+        What ``{data_root}`` stands for.
+    save_folder : str or pathlib.Path
+        Holds ``single_train.json`` and ``mixed_train.json``; ``single_train_annotated.json`` and so on go there.
+
+    Returns
+    -------
+    float
+        Share of the words whose label is the true one.
+
+    Raises
+    ------
+    ManifestError
+        If there is no annotator, or it could use none of the recordings.
+    """
+    from speechbrain_emo.inference.annotate_corpus import MANIFEST, AnnotationRunError, annotate_corpus
+    from speechbrain_emo.inference.safe_loading import MANIFEST_FILE, UnsafeModelError
+
+    save_folder = Path(save_folder)
+    model = next(
+        (m for m in (Path(annotator), Path(annotator) / "model") if (m / MANIFEST_FILE).is_file()), None
+    )
+    if model is None:
+        raise ManifestError(
+            f"{annotator} holds no annotator: train it first (python train.py hparams/demo_word_emotion.yaml)"
+        )
+    mark = hashlib.sha256((model / MANIFEST_FILE).read_bytes()).hexdigest()[:12]
+    right = total = 0
+    for kind in ("single", "mixed"):
+        records = read_manifest(save_folder / f"{kind}_train.json", {"data_root": "{data_root}"})
+        filled = read_manifest(save_folder / f"{kind}_train.json", {"data_root": str(data_folder)})
+        lines = save_folder / f"annotations_{mark}" / f"{kind}_train.jsonl"
+        try:
+            annotate_corpus(model, filled, lines, MANIFEST)
+        except (AnnotationRunError, UnsafeModelError) as error:
+            raise ManifestError(str(error)) from error
+        found, made = read_annotations(lines), {}
+        for key, record in records.items():
+            if key in found:
+                own = [{k: row[k] for k in _LABELS} for row in found[key]]
+                words = [{**word, "annotated": label} for word, label in zip(record["words"], own)]
+                right += sum(_SHORT[word["emotion"]] == word["annotated"]["emotion"] for word in words)
+                total += len(words)
+                made[key] = {**record, "words": words}
+        if not made:
+            raise ManifestError(
+                f"{annotator} could use none of the {len(records)} recordings: see {lines}.rejected.jsonl"
+            )
+        write_manifest(save_folder / f"{kind}_train_annotated.json", made)
+    logger.info("%s gives %.1f %% of %d words their true emotion", annotator, 100 * right / total, total)
+    return right / total
+
+
+def prepare_speak_list(manifests, prompts, save_file, label_map, voices="own"):
     """Write an evaluation list: marked sentences, a neutral prompt of the same voice, the true recording.
 
     Arguments
@@ -208,23 +294,35 @@ def prepare_speak_list(manifests, prompts, save_file, label_map):
         JSON object, id -> record as ``recipes/FEDD/README.md`` describes it.
     label_map : dict
         Label of the corpus -> label of the marks.
+    voices : str
+        ``own``: each sentence in the voice of its recording. ``prompts``: in the voices of the prompts in turn; the
+        recording is another's then, so that shifts of words can be compared with it, distances hold the voice too.
 
     Returns
     -------
     int
         Number of records.
+
+    Raises
+    ------
+    ValueError
+        If ``voices`` is unknown.
     """
     from speechbrain_emo.prompts.markup import EmotionMarkup
 
+    if voices not in ("own", "prompts"):
+        raise ValueError(f"voices is {voices!r}; allowed: own, prompts")
     unfilled = {"data_root": "{data_root}"}
-    voices = {}
+    neutral = {}
     for key, record in read_manifest(prompts, unfilled).items():
         if record["emotion"] == NEUTRAL:
-            voices.setdefault(record["speaker"], (key, record))
+            neutral.setdefault(record["speaker"], (key, record))
+    in_turn = itertools.cycle(sorted(neutral)) if voices == "prompts" else None
     markup, made = EmotionMarkup(tuple(label_map.values()), INTENSITIES), {}
     for path in manifests:
         for key, record in read_manifest(path, unfilled).items():
-            spoken_by = voices.get(record["speaker"])
+            speaker = record["speaker"] if in_turn is None else next(in_turn)
+            spoken_by = neutral.get(speaker)
             if spoken_by is None or spoken_by[0] == key:
                 continue
             words = record["words"]
@@ -237,7 +335,7 @@ def prepare_speak_list(manifests, prompts, save_file, label_map):
             made[key] = {
                 "markup": markup.write(marked),
                 "text": record["transcript"],
-                "speaker": record["speaker"],
+                "speaker": speaker,
                 "part": "single" if record["emotion"] else "mixed",
                 "transition": None,
                 "prompt": spoken_by[1]["wav"],

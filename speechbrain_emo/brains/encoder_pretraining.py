@@ -1,11 +1,8 @@
 """Pretrain a tiny HuBERT or Whisper encoder from manifests and save it as a folder that ``transformers`` loads."""
 
 import copy
-import hashlib
 import json
 import logging
-import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +13,13 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from speechbrain_emo.brains.stages import (
+    discard_other_settings,
+    is_complete,
+    mark_complete,
+    settings_of,
+    warm_cosine,
+)
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.lobes.hubert_pretraining import (
@@ -419,10 +423,7 @@ class EncoderPretrainingBrain(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Warm up linearly, then decay along a cosine to a twentieth."""
-        step, total = self.optimizer_step, self.hparams.num_steps
-        warmup = max(1, int(self.hparams.warmup * total))
-        part = min(1.0, max(0, step - warmup) / max(1, total - warmup))
-        factor = min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
+        factor = warm_cosine(self.optimizer_step, self.hparams.num_steps, self.hparams.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.hparams.lr * factor
 
@@ -512,11 +513,10 @@ def pretrain_encoder(hparams, run_opts=None):
         raise ValueError(f"fine_tuning has {sorted(unknown)}; allowed are {sorted(FINE_TUNING)}")
     folder = Path(hparams["encoder_folder"])
     wanted = _settings(hparams)
-    done = folder / COMPLETE
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("settings") == wanted:
+    if is_complete(folder, wanted, COMPLETE):
         logger.info("encoder: complete in %s, kept", folder)
         return str(folder)
-    run_on_main(_discard_other_settings, args=[Path(hparams["save_folder"]), wanted])
+    run_on_main(discard_other_settings, args=[hparams["save_folder"], wanted])
     brain, batches, valid = _build(hparams, run_opts)
     brain.checkpointer.recover_if_possible()
     brain.fit(
@@ -527,21 +527,9 @@ def pretrain_encoder(hparams, run_opts=None):
     )
     model = brain.average or brain.modules.model
     run_on_main(save_encoder, args=[getattr(model, "module", model).encoder, folder])
-    report = {"settings": wanted, "valid": getattr(brain, "valid_stats", {})}
-    run_on_main(done.write_text, args=[json.dumps(report, indent=1)], kwargs={"encoding": "utf-8"})
+    report = {"valid": getattr(brain, "valid_stats", {})}
+    run_on_main(mark_complete, args=[folder, wanted, report, COMPLETE])
     return str(folder)
-
-
-def _discard_other_settings(save_folder, wanted):
-    """Checkpoints of other settings would be taken for an interrupted run of these."""
-    stamp = save_folder / "settings.json"
-    text = json.dumps(wanted, sort_keys=True)
-    if save_folder.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == text):
-        for checkpoint in save_folder.glob("CKPT+*"):
-            logger.warning("checkpoint %s is of other settings and is removed", checkpoint)
-            shutil.rmtree(checkpoint)
-    save_folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(text, encoding="utf-8")
 
 
 def _settings(hparams):
@@ -549,18 +537,10 @@ def _settings(hparams):
         "seed architecture prosody_layer num_units emotions weights mask_probability mask_span augment "
         "number_of_epochs batch_seconds max_duration lr warmup weight_decay max_grad_norm train_precision "
         "initial_encoder"
-    ).split()
-    plain = {name: hparams[name] for name in names}
-    if hparams.get("fine_tuning"):
-        plain["fine_tuning"] = dict(hparams["fine_tuning"])
-    plain["manifests"] = {split: _digest(Path(hparams["manifests"][split])) for split in ("train", "valid")}
-    return json.loads(json.dumps(plain, default=dict))
-
-
-def _digest(path):
-    if not path.is_file():
-        raise ValueError(f"manifest {path} does not exist: prepare the corpus first")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    )
+    # Encoders that were trained before there was fine-tuning are those of no fine-tuning.
+    names += " fine_tuning" if hparams.get("fine_tuning") else ""
+    return settings_of(hparams, names, {split: hparams["manifests"][split] for split in ("train", "valid")})
 
 
 def _encoder(hparams, utterances, seed):

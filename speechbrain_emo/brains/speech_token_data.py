@@ -4,6 +4,7 @@ Speech tokens are made once by the frozen tokenizer and kept as JSON lines. Labe
 (wrong labels, shifted boundaries), to see what a bad annotator costs.
 """
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def speech_tokens(records, tokenizer, load, file, batch_seconds=120.0, device="c
     def place(record):
         return [record["wav"], record.get("start"), record.get("stop")]
 
+    others = []  # Of records that only another experiment reads: the file is shared.
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
@@ -59,12 +61,15 @@ def speech_tokens(records, tokenizer, load, file, batch_seconds=120.0, device="c
             except ValueError:
                 continue  # The line that a kill cut off.
             record = records.get(entry["id"])
-            if record is not None and entry["tokenizer"] == mark and entry["audio"] == place(record):
+            if record is None:
+                others.append(entry)
+            elif entry["tokenizer"] == mark and entry["audio"] == place(record):
                 known[entry["id"]] = entry
     missing = sorted((k for k in records if k not in known), key=lambda k: records[k]["duration"])
     if not missing:
         return {key: known[key]["tokens"] for key in records}
-    write_text_atomically(file, "".join(json.dumps(entry) + "\n" for entry in known.values()))
+    kept = [*others, *known.values()]
+    write_text_atomically(file, "".join(json.dumps(entry) + "\n" for entry in kept))
     tokenizer = tokenizer.to(device)
     with open(file, "a", encoding="utf-8") as stream:
         bar = tqdm(
@@ -183,11 +188,13 @@ class TokenRows:
         Of words without one.
     noise : LabelNoise, optional
         Corrupts labels.
+    annotated : bool
+        Whether words have the labels that an annotator gave them (``annotated`` of each) instead of their own.
 
     Raises
     ------
     ManifestError
-        If a record has no words, or no text.
+        If a record has no words, no text, or no annotation where it is asked for.
     """
 
     def __init__(
@@ -201,6 +208,7 @@ class TokenRows:
         continuous=False,
         default_intensity=None,
         noise=None,
+        annotated=False,
     ):
         self.keys, self.rows = list(records), []
         self.markup, self.token_rate, self.continuous = markup, token_rate, continuous
@@ -211,8 +219,15 @@ class TokenRows:
                 raise ManifestError(
                     f"{key}: the record has no transcript or no words with times; align the corpus first"
                 )
-            names = targets.names(key, record)
-            words = [{**row, "emotion": name} for row, name in zip(record["words"], names)]
+            words = record["words"]
+            if annotated:
+                if not all(word.get("annotated") for word in words):
+                    raise ManifestError(
+                        f"{key}: not all of its words have labels of an annotator (`annotated`)"
+                    )
+                words = [{**word, **word["annotated"]} for word in words]
+            names = targets.names(key, {**record, "words": words})
+            words = [{**row, "emotion": name} for row, name in zip(words, names)]
             if noise is not None:
                 words = noise.corrupt(key, words, markup.labels)
             self.rows.append(self._row(record, words, tokens[key], text_tokenizer, default_intensity))
@@ -261,6 +276,21 @@ class TokenRows:
 
     def __len__(self):
         return len(self.rows)
+
+    def digest(self, names):
+        """Hash of some columns of all rows, in their order.
+
+        Arguments
+        ---------
+        names : sequence of str
+            Columns, such as ``speech`` and ``word_labels``.
+
+        Returns
+        -------
+        str
+        """
+        rows = [[row[name] for name in names] for row in self.rows]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     def length(self, index):
         """Positions of a row in the model's sequence."""

@@ -6,6 +6,7 @@ they were marked?). Where words lie in the new tokens follows from a time warpin
 sentence. Scores of the audio are ``metrics/synthesis.py``'s.
 """
 
+import hashlib
 import json
 import logging
 import pathlib
@@ -75,13 +76,19 @@ class SpeechTokenExperiment:
         self.device = self.run_opts.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         self.text_tokenizer = self._text_tokenizer()
         self.tokens = {split: self._tokens(split) for split in SPLITS}
+        self.rows = {split: self._rows(self.records[split], self.tokens[split]) for split in SPLITS}
+        # What classifiers learn from: the words' own labels.
+        clean, self.label_agreement = self.rows["train"], None
         noise = LabelNoise(**(hparams.get("label_noise") or {}), seed=int(hparams["seed"]))
-        self.rows = {split: self._rows(split, noise if split == "train" else None) for split in SPLITS}
+        annotated = _annotated(hparams.get("word_labels", "own"))
+        if noise.wrong or noise.shift or annotated:
+            self.rows["train"] = self._rows(self.records["train"], self.tokens["train"], noise, annotated)
+            self.label_agreement = _agreement(clean, self.rows["train"])
         self.lm = self._language_model()
-        self.judge = self._classifier("judge", 1)
+        self.judge = self._classifier("judge", 1, self._judge_rows(clean))
         objective = hparams["objective"]
         supervision = objective.get("supervision", "speech")
-        classifier = self._classifier("supervisor", 0) if supervision == "predicted" else None
+        classifier = self._classifier("supervisor", 0, clean) if supervision == "predicted" else None
         torch.manual_seed(hparams["seed"])
         self.objective = TokenObjective(self.lm, classifier=classifier, **objective)
         self.schedule = PhaseSchedule(hparams["phases"])
@@ -90,7 +97,10 @@ class SpeechTokenExperiment:
     # -- data ----------------------------------------------------------------------------------------------
 
     def _records(self, split):
-        files = self.hparams["manifests"][split]
+        return self._read(self.hparams["manifests"][split], split)
+
+    def _read(self, files, split):
+        """Records of manifests, with words; ``split`` names what they are for."""
         roots = self.hparams.get("data_roots") or {"data_root": self.hparams.get("data_folder")}
         records = {}
         for path in [files] if isinstance(files, str) else files:
@@ -126,10 +136,19 @@ class SpeechTokenExperiment:
             max_duration=self.hparams.get("max_duration"),
         )
 
-    def _tokens(self, split):
+    def _judge_rows(self, clean):
+        """What the judge learns from: the same recordings for every ablation, where the YAML names them."""
+        files = self.hparams.get("judge_manifests")
+        if not files or list(files) == list(self.hparams["manifests"]["train"]):
+            return clean
+        records = self._read(files, "train")
+        return self._rows(records, self._tokens("train", records))
+
+    def _tokens(self, split, records=None):
+        records = self.records[split] if records is None else records
         file = pathlib.Path(self.hparams["token_folder"]) / f"{split}_{self.tokenizer.fingerprint}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        arguments = (self.records[split], self.tokenizer, self.load, file)
+        arguments = (records, self.tokenizer, self.load, file)
         if if_main_process():
             speech_tokens(*arguments, device=self.device)
         sb.utils.distributed.ddp_barrier()
@@ -149,16 +168,17 @@ class SpeechTokenExperiment:
             run_on_main(save)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
-    def _rows(self, split, noise):
+    def _rows(self, records, tokens, noise=None, annotated=False):
         return TokenRows(
-            self.records[split],
-            self.tokens[split],
+            records,
+            tokens,
             self.text_tokenizer,
             self.markup,
             self.targets,
             self.tokenizer.token_rate,
             continuous=self.hparams["lm"].keywords.get("intensity") == "continuous",
             noise=noise,
+            annotated=annotated,
         )
 
     # -- models --------------------------------------------------------------------------------------------
@@ -183,7 +203,7 @@ class SpeechTokenExperiment:
             lm.start_from_levels(self.tokenizer.levels)
         return lm
 
-    def _classifier(self, name, number):
+    def _classifier(self, name, number, rows):
         """A classifier of words from true tokens; what judges has a seed and drop-out of its own."""
         settings = dict(self.hparams["classifier"])
         epochs, lr, batch_size = (settings.pop(key) for key in ("epochs", "lr", "batch_size"))
@@ -192,17 +212,17 @@ class SpeechTokenExperiment:
         classifier = TokenEmotionClassifier(
             self.tokenizer.vocab_size, len(self.markup.labels), levels=self.tokenizer.levels, **settings
         )
-        clean = self._rows("train", None)
-        # Kept beside the tokens: overlays that change the language model alone find it there.
-        folder = pathlib.Path(self.hparams["token_folder"]) / f"{name}_{self.tokenizer.fingerprint}"
         stamp = {"settings": plain_hparams(dict(self.hparams["classifier"])), "seed": seed}
-        stamp["records"] = split_hash({"train": self.records["train"]})
+        stamp["rows"] = rows.digest(("speech", "speech_words", "word_labels"))
         stamp["labels"] = list(self.markup.labels)
+        # Kept beside the tokens by what it learns from: ablations find it there, and none takes another's place.
+        mark = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:8]
+        folder = pathlib.Path(self.hparams["token_folder"]) / f"{name}_{self.tokenizer.fingerprint}_{mark}"
         report = folder / "report.json"
         if not (report.is_file() and json.loads(report.read_text(encoding="utf-8"))["stamp"] == stamp):
             brain = TokenEmotionBrain(
                 {"classifier": classifier},
-                TokenSteps(clean, batch_size, seed=seed, training=True),
+                TokenSteps(rows, batch_size, seed=seed, training=True),
                 hparams={"epochs": epochs, "lr": lr, "seed": seed},
                 run_opts=self.run_opts,
             )
@@ -392,6 +412,8 @@ class SpeechTokenExperiment:
             if changed:
                 metrics[f"test.tokens.{condition}.phone_difference"] = float(np.mean(changed))
         metrics.update(self._film_scores())
+        if self.label_agreement is not None:
+            metrics["train.label_agreement"] = self.label_agreement
         if if_main_process():
             self._write_results(metrics)
             self._pictures(metrics)
@@ -518,6 +540,23 @@ class SpeechTokenExperiment:
                 "command": hparams.get("command"),
             },
         )
+
+
+def _annotated(word_labels):
+    if word_labels not in ("own", "annotated"):
+        raise ValueError(f"word_labels is {word_labels!r}; allowed: own, annotated")
+    return word_labels == "annotated"
+
+
+def _agreement(own, used):
+    """Share of speech tokens that are trained on under the label of the word that they belong to."""
+    right = total = 0
+    for first, second in zip(own.rows, used.rows):
+        for a, b in zip(first["speech_words"], second["speech_words"]):
+            if a >= 0:
+                total += 1
+                right += b >= 0 and first["word_labels"][a] == second["word_labels"][b]
+    return right / max(total, 1)
 
 
 def run_speech_token_lm(hparams, run_opts):

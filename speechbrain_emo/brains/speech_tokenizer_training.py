@@ -6,12 +6,8 @@ regressed beside that (``acoustic_weight``; not in the paper): tokens of a recog
 The speaker encoder classifies the training voices on crops of two seconds.
 """
 
-import hashlib
-import json
 import logging
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,14 +18,20 @@ from torch.nn import functional as F
 
 from speechbrain_emo.brains.checkpointing import AtomicCheckpointer, RandomState
 from speechbrain_emo.brains.encoder_pretraining import PretrainingBatches, load_utterances
-from speechbrain_emo.dataio.manifest import read_manifest, write_text_atomically
+from speechbrain_emo.brains.stages import (
+    discard_other_settings,
+    is_complete,
+    mark_complete,
+    settings_of,
+    warm_cosine,
+)
+from speechbrain_emo.dataio.manifest import read_manifest
 from speechbrain_emo.lobes.hubert_pretraining import IGNORE, FrameTargets
 from speechbrain_emo.lobes.speaker_encoder import SpeakerEncoder, filter_banks
 from speechbrain_emo.lobes.speech_tokenizer import SAMPLE_RATE, TOKEN_HOP, SpeechTokenizer
 
 logger = logging.getLogger(__name__)
 
-COMPLETE = "training.json"
 #: Frames of the targets: 40 ms without overlap, as tokens lie. The form is that of a HuBERT config.
 FRAMES = SimpleNamespace(model_type="hubert", conv_kernel=[TOKEN_HOP], conv_stride=[TOKEN_HOP])
 OBJECTIVES = ("phones", "ctc")
@@ -102,12 +104,9 @@ class SpeechTokenizerBrain(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Warm up linearly, then decay along a cosine to a twentieth."""
-        step, total = self.optimizer_step, self.hparams.num_steps
-        warmup = max(1, int(self.hparams.warmup * total))
-        part = min(1.0, max(0, step - warmup) / max(1, total - warmup))
-        factor = min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * part)))
+        factor = warm_cosine(self.optimizer_step, self.hparams.num_steps, self.hparams.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.hparams.lr * float(factor)
+            group["lr"] = self.hparams.lr * factor
 
     def compute_forward(self, batch, stage):
         """Output of the tokenizer, and logits of the voices (None once these are learned)."""
@@ -222,11 +221,10 @@ def train_speech_tokenizer(hparams, run_opts=None):
         raise ValueError(f"objective is {hparams['objective']!r}; allowed: {', '.join(OBJECTIVES)}")
     folders = tuple(str(hparams[name]) for name in ("tokenizer_folder", "speaker_folder"))
     wanted = _settings(hparams)
-    done = Path(folders[0]) / COMPLETE
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("settings") == wanted:
+    if is_complete(folders[0], wanted):
         logger.info("speech tokenizer: complete in %s, kept", folders[0])
         return folders
-    run_on_main(_discard_other_settings, args=[Path(hparams["save_folder"]), wanted])
+    run_on_main(discard_other_settings, args=[hparams["save_folder"], wanted])
     brain, batches, valid, classes = _build(hparams, run_opts)
     brain.checkpointer.remove_partial()
     brain.checkpointer.recover_if_possible()
@@ -241,36 +239,19 @@ def train_speech_tokenizer(hparams, run_opts=None):
         for name, folder in zip(("tokenizer", "speaker"), folders):
             module = brain.modules[name]
             getattr(module, "module", module).save(folder)
-        report = {"settings": wanted, "classes": classes, "valid": getattr(brain, "valid_stats", {})}
         # Written last: it says that all the rest is there.
-        write_text_atomically(done, json.dumps(report, indent=1) + "\n")
+        mark_complete(folders[0], wanted, {"classes": classes, "valid": getattr(brain, "valid_stats", {})})
 
     run_on_main(save)
     return folders
-
-
-def _discard_other_settings(save_folder, wanted):
-    """Checkpoints of other settings would be taken for an interrupted run of these."""
-    stamp, text = save_folder / "settings.json", json.dumps(wanted, sort_keys=True)
-    if save_folder.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == text):
-        for checkpoint in save_folder.glob("CKPT+*"):
-            logger.warning("checkpoint %s is of other settings and is removed", checkpoint)
-            shutil.rmtree(checkpoint)
-    save_folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(text, encoding="utf-8")
 
 
 def _settings(hparams):
     names = (
         "seed tokenizer speaker objective acoustic_weight speaker_epochs augment number_of_epochs batch_seconds "
         "max_duration lr warmup weight_decay max_grad_norm"
-    ).split()
-    plain = {name: hparams[name] for name in names}
-    plain["manifests"] = {
-        split: hashlib.sha256(Path(hparams["manifests"][split]).read_bytes()).hexdigest()[:16]
-        for split in ("train", "valid")
-    }
-    return json.loads(json.dumps(plain, default=dict))
+    )
+    return settings_of(hparams, names, {split: hparams["manifests"][split] for split in ("train", "valid")})
 
 
 def _classes(hparams, records, utterances):

@@ -22,8 +22,8 @@ def settings_of(hparams, names, manifests):
     hparams : dict
     names : str
         Keys of it, separated by blanks.
-    manifests : dict of str to list of str
-        Split -> files; their contents count.
+    manifests : dict of str to (str or list of str)
+        Split -> file or files; their contents count.
 
     Returns
     -------
@@ -41,7 +41,10 @@ def settings_of(hparams, names, manifests):
     """
     plain = {name: hparams[name] for name in names.split()}
     plain["manifests"] = {
-        split: [_digest(Path(file)) for file in files] for split, files in manifests.items()
+        split: _digest(Path(files))
+        if isinstance(files, (str, Path))
+        else [_digest(Path(file)) for file in files]
+        for split, files in manifests.items()
     }
     return json.loads(json.dumps(plain, default=dict))
 
@@ -52,16 +55,16 @@ def _digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def is_complete(folder, settings):
-    """Whether a folder holds a part that was trained with these settings."""
-    file = Path(folder) / COMPLETE
+def is_complete(folder, settings, name=COMPLETE):
+    """Whether a folder holds a part that was trained with these settings; ``name`` is the file that says so."""
+    file = Path(folder) / name
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("settings") == settings
 
 
-def mark_complete(folder, settings, report):
+def mark_complete(folder, settings, report, name=COMPLETE):
     """Say so, when everything else is written."""
     text = json.dumps({"settings": settings, **report}, indent=1)
-    write_text_atomically(Path(folder) / COMPLETE, text + "\n")
+    write_text_atomically(Path(folder) / name, text + "\n")
 
 
 def discard_other_settings(save_folder, settings):

@@ -6,7 +6,6 @@ and trains on utterances of one emotion only; word supervision uses labels of wo
 
 import json
 import logging
-import math
 import pathlib
 import time
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from speechbrain_emo.brains.checkpointing import (
     save_module,
 )
 from speechbrain_emo.brains.speech_llm_experiment import NOT_SETTINGS, plain_hparams
+from speechbrain_emo.brains.stages import warm_cosine
 from speechbrain_emo.brains.word_emotion_data import (
     IGNORE,
     WordBatches,
@@ -269,9 +269,7 @@ class WordEmotionBrain(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Warm up linearly, then decay along a cosine to a twentieth."""
-        step, warmup = self.optimizer_step, max(1, int(self.hparams.warmup * self.num_steps))
-        part = min(1.0, max(0, step - warmup) / max(1, self.num_steps - warmup))
-        factor = min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
+        factor = warm_cosine(self.optimizer_step, self.num_steps, self.hparams.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.hparams.lr * factor
 

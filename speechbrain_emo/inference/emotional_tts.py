@@ -155,6 +155,13 @@ class EmotionalTTS(Pretrained):
                     f"the flow of {self.model_name} knows {known} emotions, the marks are {self.markup.labels}: "
                     "they do not belong together"
                 )
+        film = self.mods["lm"].film
+        self.continuous = film is not None and film.kind == "continuous"
+        if film is not None and not self.continuous and film.num_intensities != len(self.markup.intensities):
+            raise UnsafeModelError(
+                f"the language model of {self.model_name} knows {film.num_intensities} intensities, the marks are "
+                f"{self.markup.intensities}: they do not belong together (a continuous model takes any number)"
+            )
         self._aligners = {}
 
     def _part(self, name, needed=False):
@@ -177,6 +184,7 @@ class EmotionalTTS(Pretrained):
         overrides=None,
         run_opts=None,
         fetch_config=None,
+        parts=None,
         **kwargs,
     ):
         """Load a model after checking it: nothing that it brings is run.
@@ -191,11 +199,15 @@ class EmotionalTTS(Pretrained):
         savedir : str or pathlib.Path, optional
             Where a model from the hub is copied to.
         overrides : mapping, optional
-            Settings over those of the model, keys of ``SPEAK_DEFAULTS``.
+            Settings over those of the model, keys of ``SPEAK_DEFAULTS``. Where the model is continuous,
+            ``intensities`` may name any number of equally spaced strengths.
         run_opts : dict, optional
             SpeechBrain's run options.
         fetch_config : speechbrain.utils.fetching.FetchConfig, optional
             Revision, token and the like, for the hub.
+        parts : mapping of str to str, optional
+            Name of a part -> folder (or ONNX file) that takes the place of the model's own: a flow of an ablation,
+            another vocoder. The model's hash changes with it.
         **kwargs
             Further arguments of the class.
 
@@ -206,7 +218,8 @@ class EmotionalTTS(Pretrained):
         Raises
         ------
         UnsafeModelError
-            If there is no synthesiser, a file differs from the manifest, or something could run code.
+            If there is no synthesiser, a file differs from the manifest, a part is unknown or not there, or something
+            could run code.
         """
         if hparams_file != HPARAMS_FILE:
             raise UnsafeModelError(
@@ -219,7 +232,12 @@ class EmotionalTTS(Pretrained):
         else:
             folder, settings, digest = _verified(source, savedir, fetch_config)
         settings = complete_speak_settings({**settings, **(overrides or {})})
-        modules, text_tokenizer = _load_parts(folder)
+        parts = {name: Path(path) for name, path in (parts or {}).items()}
+        if parts:
+            digest = hashlib.sha256(
+                json.dumps([digest, _digests(parts)], sort_keys=True).encode()
+            ).hexdigest()
+        modules, text_tokenizer = _load_parts(folder, parts)
         values = {
             "speak": settings,
             "text_tokenizer": text_tokenizer,
@@ -313,6 +331,25 @@ class EmotionalTTS(Pretrained):
             tuple(warnings),
         )
 
+    def check(self, markup):
+        """Whether a text can be spoken, before any work.
+
+        Arguments
+        ---------
+        markup : str
+            Text with marks.
+
+        Raises
+        ------
+        SpeakError
+            If there is nothing to say, or too much of it.
+        MarkupError
+            On malformed marks, with the place.
+        """
+        if not isinstance(markup, str) or not markup.strip():
+            raise SpeakError("the text is empty: give at least one word")
+        self._spoken(self.markup.parse(markup), markup)
+
     def _tokens_of_prompt(self, text):
         plan = self._spoken(self.markup.parse(_escaped(text)), text)
         return tuple(self.markup.tokenize(plan.marked, self.text_tokenizer).token_ids)
@@ -340,8 +377,6 @@ class EmotionalTTS(Pretrained):
 
     def _plan(self, markup, voice, seed):
         """Requests for the pieces of a marked text."""
-        if not isinstance(markup, str) or not markup.strip():
-            raise SpeakError("the text is empty: give at least one word")
         marked = self.markup.parse(markup)
         spoken = self._spoken(marked, markup)
         warnings = list(voice.warnings)
@@ -366,10 +401,10 @@ class EmotionalTTS(Pretrained):
                 TokenRequest(
                     tuple(found.token_ids),
                     tuple(found.emotions),
-                    tuple(found.intensities),
+                    self._strengths(found.intensities),
                     voice.text,
                     (neutral,) * size,
-                    (weakest,) * size,
+                    self._strengths([weakest] * size),
                     tuple(voice.tokens.tolist()) if size else (),
                     seed=_seed(seed, number),
                 )
@@ -377,6 +412,12 @@ class EmotionalTTS(Pretrained):
         if not requests:
             raise SpeakError(f"{_shortened(markup)}: there is nothing in it that can be said")
         return _Plan(markup, spoken.marked.text, tuple(requests), tuple(warnings))
+
+    def _strengths(self, levels):
+        """Intensities as the language model takes them: levels, or numbers in [0, 1] where it is continuous."""
+        if not self.continuous:
+            return tuple(levels)
+        return tuple(level / max(len(self.markup.intensities) - 1, 1) for level in levels)
 
     # -- speaking ------------------------------------------------------------------------------------------
 
@@ -434,9 +475,7 @@ class EmotionalTTS(Pretrained):
             raise SpeakError(f"{len(markups)} texts and {len(seeds)} seeds: give one seed a text")
         # Texts first: what is wrong with them is known before any work.
         for markup in markups:
-            if not isinstance(markup, str) or not markup.strip():
-                raise SpeakError("the text is empty: give at least one word")
-            self._spoken(self.markup.parse(markup), markup)
+            self.check(markup)
         voice = self.voice(speaker, speaker_text)
         plans = [self._plan(markup, voice, seed) for markup, seed in zip(markups, seeds)]
         requests = [request for plan in plans for request in plan.requests]
@@ -495,9 +534,9 @@ class EmotionalTTS(Pretrained):
         """
         places = (np.arange(start, stop) + 0.5) / max(expected, 1) * len(request.text)
         index = places.astype(int).clip(max=len(request.text) - 1)
-        levels = max(len(self.markup.intensities) - 1, 1)
+        strongest = 1.0 if self.continuous else max(len(self.markup.intensities) - 1, 1)
         emotions = torch.tensor([request.emotions[i] for i in index], dtype=torch.int64, device=self.device)
-        strengths = [request.intensities[i] / levels for i in index]
+        strengths = [request.intensities[i] / strongest for i in index]
         return emotions, torch.tensor(strengths, dtype=torch.float32, device=self.device)
 
     def _speech(self, plan, made, waves, seed, aligner):
@@ -564,9 +603,7 @@ class EmotionalTTS(Pretrained):
         Speech
             As the value of ``StopIteration``; without words' times.
         """
-        if not isinstance(markup, str) or not markup.strip():
-            raise SpeakError("the text is empty: give at least one word")
-        self._spoken(self.markup.parse(markup), markup)
+        self.check(markup)
         voice = self.voice(speaker, speaker_text)
         plan = self._plan(markup, voice, seed)
         flow, vocoder = self._part("flow", True), self._part("vocoder", True)
@@ -642,11 +679,27 @@ def _verified(source, savedir, fetch_config):
     return folder, settings, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _load_parts(folder):
+def _digests(parts):
+    """Hash of every file of the parts that are put in a model's place."""
+    unknown = sorted(set(parts) - (set(_PLACES) - {"lm", "text"}))
+    if unknown:
+        allowed = ", ".join(name for name in _PLACES if name not in ("lm", "text"))
+        raise UnsafeModelError(f"parts {unknown} cannot take another's place; allowed: {allowed}")
+    found = {}
+    for name, path in parts.items():
+        files = sorted(path.glob("*")) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise UnsafeModelError(f"{path}: no {name.replace('_', ' ')} is there")
+        found[name] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return found
+
+
+def _load_parts(folder, parts):
     """(modules, text tokenizer) of a model's folder; parts that are not there are left out, the first two must be."""
     found = {}
     for name, places in _PLACES.items():
-        path = next((folder / place for place in places if (folder / place).exists()), None)
+        own = (folder / place for place in places if (folder / place).exists())
+        path = parts.get(name) or next(own, None)
         if path is None and name in ("lm", "text"):
             raise UnsafeModelError(f"{folder} has no {name} ({' or '.join(places)}): it is no synthesiser")
         if path is not None:

@@ -7,6 +7,7 @@ A list is a JSON object, id -> record with ``markup``, ``prompt`` (recording of 
 import hashlib
 import json
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from speechbrain_emo.results import format_table, run_context, write_results
 
 logger = logging.getLogger(__name__)
 OUTPUTS = "outputs.jsonl"
+CONDITIONS = ("marked", "neutral", "recordings")
 
 
 def read_lists(paths, data_folder=None, default_prompt=None, num_evaluated=None):
@@ -83,7 +85,7 @@ def speak_corpus(tts, records, folder, seed=0, batch_size=8, progress=True):
     tts : EmotionalTTS
         Speaks.
     records : dict
-        Of :func:`read_lists`.
+        Of :func:`read_lists`; ``spoken`` stands for ``markup`` where it is there, ``draw`` for the id in the seed.
     folder : str or pathlib.Path
         ``<id>.wav`` and ``outputs.jsonl`` go there.
     seed : int
@@ -135,6 +137,8 @@ def speak_corpus(tts, records, folder, seed=0, batch_size=8, progress=True):
                     speech.save(folder / f"{key}.wav")
                     record = {k: v for k, v in records[key].items() if v is not None}
                     entry = {"id": key, **record, **speech.to_dict(), "file": f"{key}.wav", "pass": seed}
+                    # What is scored are the record's marks, whatever was given to the model.
+                    entry["markup"] = record["markup"]
                     stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
                     stream.flush()
                 bar.update(len(some))
@@ -143,11 +147,12 @@ def speak_corpus(tts, records, folder, seed=0, batch_size=8, progress=True):
 
 def _spoken(tts, records, keys, voice, seed, failures):
     """(key, Speech) of those keys that can be spoken."""
-    seeds = [int(hashlib.sha256(f"{seed} {key}".encode()).hexdigest()[:12], 16) for key in keys]
+    # Records that share a draw are said by the same seed: what differs then is what their marks do.
+    draws = [f"{seed} {records[key].get('draw', key)}" for key in keys]
+    seeds = [int(hashlib.sha256(draw.encode()).hexdigest()[:12], 16) for draw in draws]
+    texts = [records[key].get("spoken", records[key]["markup"]) for key in keys]
     try:
-        return list(
-            zip(keys, tts.speak_batch([records[k]["markup"] for k in keys], voice, None, seeds, None))
-        )
+        return list(zip(keys, tts.speak_batch(texts, voice, None, seeds, None)))
     except (SpeakError, MarkupError) as error:
         if len(keys) == 1:
             failures[keys[0]] = str(error)
@@ -156,8 +161,73 @@ def _spoken(tts, records, keys, voice, seed, failures):
         return [pair for key in keys for pair in _spoken(tts, records, [key], voice, seed, failures)]
 
 
+def load_synthesiser(hparams, run_opts, **options):
+    """The model of an evaluation, the records of its lists, and the device.
+
+    Arguments
+    ---------
+    hparams : dict
+        ``model``, ``parts``, ``lists``, ``data_folder``, ``default_prompt`` and ``num_evaluated``.
+    run_opts : speechbrain.utils.run_opts.RunOptions or dict
+        SpeechBrain's run options.
+    **options
+        Of ``EmotionalTTS.from_hparams``.
+
+    Returns
+    -------
+    tuple
+        (EmotionalTTS, records, device or None).
+    """
+    device = dict(run_opts or {}).get("device")
+    tts = EmotionalTTS.from_hparams(
+        hparams["model"],
+        run_opts={"device": device} if device else None,
+        parts=hparams.get("parts"),
+        **options,
+    )
+    records = read_lists(
+        hparams["lists"],
+        hparams.get("data_folder"),
+        hparams.get("default_prompt"),
+        hparams.get("num_evaluated"),
+    )
+    return tts, records, device
+
+
+def recorded_outputs(records, folder):
+    """A manifest of the recordings themselves, as if they were outputs: the ceiling of every score.
+
+    Arguments
+    ---------
+    records : dict
+        Of :func:`read_lists`; those without a reference are left out.
+    folder : str or pathlib.Path
+        ``outputs.jsonl`` goes there.
+
+    Returns
+    -------
+    int
+        Number of recordings.
+    """
+    lines = []
+    for key, record in records.items():
+        if record.get("reference"):
+            kept = {name: record.get(name) for name in ("markup", "prompt", "protocol")}
+            lines.append(
+                json.dumps({"id": key, "file": str(Path(record["reference"]).resolve()), **kept}) + "\n"
+            )
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text_atomically(Path(folder) / OUTPUTS, "".join(lines))
+    return len(lines)
+
+
 def run_speak_corpus(hparams, run_opts):
-    """What ``train.py`` runs for an evaluation: speak, once a seed, and score.
+    """What ``train.py`` runs for an evaluation: speak, once a seed, score, draw and compare.
+
+    ``conditions`` say what is scored against the marks: ``marked``, the model's speech; ``neutral``, its speech of the
+    same texts without marks (the floor); ``recordings``, the references (the ceiling). Results of all stand in
+    ``results.json`` of the output folder, means over the seeds: ``speech.<metric>``, ``neutral.<metric>`` and
+    ``recordings.<metric>``.
 
     Arguments
     ---------
@@ -169,33 +239,78 @@ def run_speak_corpus(hparams, run_opts):
     Returns
     -------
     dict
-        seed -> metrics.
+        Metrics.
+
+    Raises
+    ------
+    ValueError
+        If a condition is unknown.
     """
-    device = dict(run_opts or {}).get("device")
-    run_opts = {"device": device} if device else None
-    tts = EmotionalTTS.from_hparams(hparams["model"], run_opts=run_opts)
-    records = read_lists(
-        hparams["lists"],
-        hparams.get("data_folder"),
-        hparams.get("default_prompt"),
-        hparams.get("num_evaluated"),
-    )
+    started = time.time()
+    conditions = list(hparams.get("conditions") or CONDITIONS[:1])
+    if not set(conditions) <= set(CONDITIONS):
+        raise ValueError(f"conditions are {conditions}; allowed: {', '.join(CONDITIONS)}")
+    tts, records, device = load_synthesiser(hparams, run_opts)
     judges = make_judges(**hparams["judges"], device=device, language=hparams["language"])
-    found = {}
-    for seed in hparams["seeds"]:
-        folder = Path(hparams["output_folder"]) / f"seed_{seed}"
-        failures = speak_corpus(tts, records, folder, seed, hparams["batch_size"])
-        for key, reason in failures.items():
-            logger.warning(f"{key}: not spoken: {reason}")
-        found[seed] = score_folder(
+    output, metrics = Path(hparams["output_folder"]), {}
+
+    def score(folder):
+        return score_folder(
             folder,
             folder / OUTPUTS,
             judges,
             data_folder=hparams.get("data_folder"),
             language=hparams["language"],
+            num_pictures=int(hparams.get("num_pictures") or 0),
         )
-        print(format_table(score_rows(found[seed]), style="plain"))
-    return found
+
+    for condition in conditions:
+        if condition == "recordings":
+            if not recorded_outputs(records, output / condition):
+                logger.warning("no record has a reference: there is no ceiling")
+                continue
+            found = [score(output / condition)]
+        else:
+            some, prefix = records, "seed"
+            if condition == "neutral":
+                plain = {key: tts.markup.parse(record["markup"]).text for key, record in records.items()}
+                some = {k: {**r, "spoken": _escaped(plain[k])} for k, r in records.items()}
+                prefix = "neutral"
+            found = []
+            for seed in hparams["seeds"]:
+                folder = output / f"{prefix}_{seed}"
+                for key, reason in speak_corpus(tts, some, folder, seed, hparams["batch_size"]).items():
+                    logger.warning(f"{key}: not spoken: {reason}")
+                found.append(score(folder))
+        name = "speech" if condition == "marked" else condition
+        metrics.update({key.replace("speech", name, 1): value for key, value in _means(found).items()})
+    context = run_context(
+        seed=hparams["seed"],
+        wall_time=time.time() - started,
+        model=tts.model_hash,
+        judges=judges.names,
+        parts=dict(hparams.get("parts") or {}),
+        seeds=list(hparams["seeds"]),
+        command=hparams.get("command"),
+    )
+    write_results(output, metrics, context)
+    print(format_table(score_rows(metrics), style="plain"))
+    return metrics
+
+
+def _means(found):
+    """Means of numbers over passes; what is no number, or the same in all, stays."""
+    means = {}
+    for key, value in found[0].items():
+        values = [metrics.get(key) for metrics in found]
+        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+            value = value if len(set(values)) == 1 else float(np.mean(values))
+        means[key] = value
+    return means
+
+
+def _escaped(text):
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def changed_span(markup, marked, number):
@@ -247,14 +362,7 @@ def run_span_changes(hparams, run_opts):
     ManifestError
         If no text of the lists has a span beside other words.
     """
-    device = dict(run_opts or {}).get("device")
-    tts = EmotionalTTS.from_hparams(hparams["model"], run_opts={"device": device} if device else None)
-    records = read_lists(
-        hparams["lists"],
-        hparams.get("data_folder"),
-        hparams.get("default_prompt"),
-        hparams.get("num_evaluated"),
-    )
+    tts, records, _ = load_synthesiser(hparams, run_opts)
     variants, places = {}, {}
     for key, record in records.items():
         marked = tts.markup.parse(record["markup"])

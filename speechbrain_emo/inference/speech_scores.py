@@ -27,6 +27,7 @@ from speechbrain_emo.metrics.synthesis import (
     shift_correlations,
     word_prosody,
 )
+from speechbrain_emo.plots import plot_speech
 from speechbrain_emo.prompts.markup import EmotionMarkup, locate_words
 from speechbrain_emo.results import run_context, write_results
 
@@ -367,8 +368,8 @@ def _together(lines, targets, realised, language):
     return metrics
 
 
-def score_folder(folder, manifest, judges, out=None, data_folder=None, **options):
-    """Score a folder and write ``results.json`` and ``predictions.jsonl``.
+def score_folder(folder, manifest, judges, out=None, data_folder=None, num_pictures=0, **options):
+    """Score a folder and write ``results.json``, ``predictions.jsonl`` and, where asked for, pictures.
 
     Arguments
     ---------
@@ -382,6 +383,9 @@ def score_folder(folder, manifest, judges, out=None, data_folder=None, **options
         Where results go. Default: ``<folder>/scores``.
     data_folder : str or pathlib.Path, optional
         What ``{data_root}`` stands for.
+    num_pictures : int
+        Of how many outputs, taken evenly, the mel with its words and F0 and level against the reference are drawn:
+        ``<id>.png``.
     **options
         Of :func:`score_outputs`.
 
@@ -402,8 +406,52 @@ def score_folder(folder, manifest, judges, out=None, data_folder=None, **options
     out.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_text_atomically(out / "predictions.jsonl", text)
+    chosen = list(records)[:: max(1, len(records) // num_pictures)][:num_pictures] if num_pictures else []
+    if chosen:
+        draw_outputs({key: records[key] for key in chosen}, judges, out, options.get("language", "en"))
     write_results(out, metrics, run_context(judges=judges.names, missing=missing))
     return metrics
+
+
+def draw_outputs(records, judges, folder, language="en"):
+    """Draw outputs: mel, words with their marks, F0 and level, those of the reference beside them.
+
+    Arguments
+    ---------
+    records : dict
+        From :func:`read_outputs`.
+    judges : Judges
+        Its aligner places the words; its annotator names the labels.
+    folder : str or pathlib.Path
+        ``<id>.png`` goes there.
+    language : str
+        Of the texts.
+
+    Returns
+    -------
+    list of pathlib.Path
+    """
+    markup = EmotionMarkup(*_labels_of(judges.annotator))
+    aligner = make_aligner(judges.aligner, language=language) if judges.aligner else None
+    made = []
+    for key, record in records.items():
+        marked = markup.parse(record["markup"]) if record.get("markup") else None
+        text = marked.text if marked else record["text"]
+        sounds = {}
+        for name in ("output", "reference"):
+            path = record["file"] if name == "output" else record.get("reference")
+            if path and Path(path).is_file():
+                samples = load_audio(path, RATE).numpy()
+                found = _aligned(aligner, samples, text, {"notes": []}, name) or ()
+                sounds[name] = (samples, [(w.label, w.start, w.end) for w in found])
+        words = sounds["output"][1]
+        emotions = [None] * len(words)
+        if marked and words:
+            places = locate_words(text, [word for word, _, _ in words])
+            emotions = [markup.label_at(marked, start)[0] for start, _ in places]
+        path = Path(folder) / f"{key}.png"
+        made.append(plot_speech(sounds, RATE, emotions, markup.labels, path, f"{key}: {text}"))
+    return made
 
 
 def score_rows(metrics):

@@ -171,3 +171,41 @@ def test_what_trains_stands_in_the_phase(trained):
     experiment.train()
     moved = {k for k, v in experiment.objective.state_dict().items() if not torch.equal(v, before[k])}
     assert moved and all(k.startswith(("lm.film.", "lm.llm_decoder.", "emotion_head.")) for k in moved)
+
+
+def test_labels_of_an_annotator_train_and_the_judge_stays_the_same(trained):
+    annotated, agree, total = [], 0, 0
+    for kind in ("single", "mixed"):
+        records = json.loads((trained / f"{kind}_train.json").read_text())
+        for record in records.values():
+            for number, word in enumerate(record["words"]):
+                true = words_toy.LABEL_MAP[word.get("emotion", record["emotion"])]
+                heard = true if number % 2 else "sad"
+                word["annotated"] = {"emotion": heard, "intensity": "high", "intensity_value": 0.9}
+                agree, total = agree + (heard == true), total + 1
+        annotated.append(str(trained / f"{kind}_train_annotated.json"))
+        (trained / f"{kind}_train_annotated.json").write_text(json.dumps(records))
+    manifests = {
+        "train": annotated,
+        **{s: [str(trained / f"{k}_{s}.json") for k in ("single", "mixed")] for s in ("valid", "test")},
+    }
+    judges = sorted(path.name for path in (trained / "tokens").glob("judge_*"))
+    experiment = SpeechTokenExperiment(
+        hparams(trained, "annotated", word_labels="annotated", manifests=manifests), OPTIONS
+    )
+    # Of tokens, not of words: longer words count more.
+    assert abs(experiment.label_agreement - agree / total) < 0.15 < experiment.label_agreement < 1
+    assert len(judges) == 1 and judges == sorted(p.name for p in (trained / "tokens").glob("judge_*"))
+    noisy = SpeechTokenExperiment(
+        hparams(trained, "noisy", label_noise={"wrong": 0.3, "shift": 0.0}), OPTIONS
+    )
+    assert 0.5 < noisy.label_agreement < 0.9
+    assert SpeechTokenExperiment(hparams(trained, "clean"), OPTIONS).label_agreement is None
+    # Other recordings: another judge, beside the first one.
+    fewer = [str(trained / "single_train.json")]
+    SpeechTokenExperiment(
+        hparams(trained, "fewer", manifests={**manifests, "train": fewer}, judge_manifests=fewer), OPTIONS
+    )
+    assert set(judges) < {path.name for path in (trained / "tokens").glob("judge_*")}
+    with pytest.raises(ValueError, match="allowed: own, annotated"):
+        SpeechTokenExperiment(hparams(trained, "x", word_labels="mine"), OPTIONS)

@@ -197,6 +197,43 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         write_tagged(tmp_path / "y.mp3", np.zeros(10), 24000, "t")
 
 
+def test_a_part_takes_the_place_of_the_model_s_own(folder, tts, speaker, tmp_path):
+    from speechbrain_emo.lobes.vocoder import HiFT
+
+    torch.manual_seed(9)
+    HiFT(num_mels=8, channels=16, f0_channels=8).save(tmp_path / "vocoder")
+    other = EmotionalTTS.from_hparams(folder, parts={"vocoder": tmp_path / "vocoder"})
+    assert other.model_hash != tts.model_hash
+    first, second = (one.speak(TEXT, speaker, seed=2, aligner=None) for one in (tts, other))
+    assert first.tokens == second.tokens and not np.array_equal(first.samples, second.samples)
+    same = EmotionalTTS.from_hparams(folder, parts={"vocoder": folder / "vocoder"})
+    assert np.array_equal(same.speak(TEXT, speaker, seed=2, aligner=None).samples, first.samples)
+    with pytest.raises(UnsafeModelError, match="'lm'.*allowed: speech_tokenizer"):
+        EmotionalTTS.from_hparams(folder, parts={"lm": folder / "lm"})
+    with pytest.raises(UnsafeModelError, match="no flow is there"):
+        EmotionalTTS.from_hparams(folder, parts={"flow": tmp_path / "missing"})
+
+
+def test_a_continuous_model_takes_any_number_of_intensities(tmp_path, folder, speaker):
+    names = {"intensities": ["0", "25", "50", "75", "100"], "untagged": ["neu", "0"]}
+    model = tiny_tts.build_tts(tmp_path, intensity="continuous")
+    tts, fine = EmotionalTTS.from_hparams(model), EmotionalTTS.from_hparams(model, overrides=names)
+    said = {}
+    for one, name in (
+        (tts, "low"),
+        (tts, "medium"),
+        (tts, "high"),
+        *((fine, n) for n in names["intensities"]),
+    ):
+        text = f"so it <emotion type='hap' intensity='{name}'>is</emotion>"
+        plan = one._plan(text, one.voice(speaker, "I said"), 0)
+        said[name] = max(plan.requests[0].intensities)
+        assert set(plan.requests[0].prompt_intensities) == {0.0}
+    assert said == {"low": 0, "medium": 0.5, "high": 1, "0": 0, "25": 0.25, "50": 0.5, "75": 0.75, "100": 1}
+    with pytest.raises(UnsafeModelError, match="knows 3 intensities"):
+        EmotionalTTS.from_hparams(folder, overrides=names)
+
+
 # -- command line --------------------------------------------------------------------------------------------
 
 
@@ -220,6 +257,55 @@ def test_speak_on_the_command_line(folder, speaker, tmp_path, capsys):
     code = cli.main([*base, "--text_file", str(tmp_path / "lines.txt"), "--out", str(tmp_path / "many")])
     assert code in (0, 1) and len(capsys.readouterr().out.splitlines()) == 2
     assert [p.name for p in sorted((tmp_path / "many").iterdir())] == ["0001.wav", "0002.wav"]
+
+
+def test_a_bad_line_is_told_before_any_file_is_written(folder, speaker, tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text(
+        "so it is\n\n" * 9 + "so <emotion type='joy' intensity='high'>it</emotion>\n"
+    )
+    base = [
+        "speak",
+        "--speaker",
+        str(speaker),
+        "--model",
+        str(folder),
+        "--device",
+        "cpu",
+        "--batch_size",
+        "2",
+    ]
+    code = cli.main([*base, "--text_file", str(tmp_path / "lines.txt"), "--out", str(tmp_path / "many")])
+    assert code == 2 and "text 10" in capsys.readouterr().err and not (tmp_path / "many").exists()
+
+
+@pytest.mark.parametrize(
+    "name,message", [("silent", "silence"), ("short", "too short"), ("text", "not an audio")]
+)
+def test_bad_voices_on_the_command_line(folder, tmp_path, capsys, name, message):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(32000), 16000)
+    soundfile.write(tmp_path / "short.wav", tiny_tts.recording(0.2), 16000)
+    (tmp_path / "text.wav").write_text("no audio")
+    arguments = ["speak", "so it is", "--speaker", str(tmp_path / f"{name}.wav"), "--device", "cpu"]
+    assert cli.main([*arguments, "--model", str(folder), "--out", str(tmp_path / "out" / "y.wav")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_numbers_are_read_in_the_language_that_is_asked_for(folder, speaker, tmp_path, capsys):
+    base = [
+        "speak",
+        "so 12 it",
+        "--speaker",
+        str(speaker),
+        "--model",
+        str(folder),
+        "--aligner",
+        "none",
+        "--device",
+        "cpu",
+    ]
+    for options, text in (([], "so twelve it"), (["--language", "de"], "so zwölf it")):
+        cli.main([*base, *options, "--out", str(tmp_path / "y.wav"), "--json"])
+        assert json.loads(capsys.readouterr().out)["text"] == text
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import tiny_tts
 
 from speechbrain_emo.alignment import AlignedInterval, Alignment
 from speechbrain_emo.dataio.manifest import ManifestError
-from speechbrain_emo.inference import EmotionalTTS, speak_corpus
+from speechbrain_emo.inference import EmotionalTTS, intensity_sweep, speak_corpus, speech_scores
 from speechbrain_emo.inference.speak_corpus import changed_span, read_lists, run_span_changes
+from speechbrain_emo.inference.speech_scores import Judges
+from speechbrain_emo.inference.word_annotation import AnnotatedWord, WordAnnotation
 from speechbrain_emo.prompts.markup import EmotionMarkup
 
 
@@ -87,20 +89,152 @@ class Fifths:
         return Alignment(words, None, text, 5 * length, "fifths")
 
 
-def test_changes_are_held_against_another_seed(place, monkeypatch):
-    monkeypatch.setattr(speak_corpus, "make_aligner", lambda name, language: Fifths())
-    hparams = {
+def settings(place, name, **more):
+    return {
         "model": str(place / "run"),
         "lists": [str(place / "list.json")],
         "data_folder": str(place),
-        "output_folder": str(place / "changes"),
+        "output_folder": str(place / name),
         "seeds": [0],
         "seed": 0,
         "batch_size": 4,
         "judges": {"aligner": "fifths"},
         "language": "en",
+        **more,
     }
-    metrics = run_span_changes(hparams, {"device": "cpu"})
+
+
+class Annotator:
+    """Hears the second half of every sentence as happy; a test double."""
+
+    settings = {
+        "labels": tiny_tts.LABELS,
+        "intensities": ["low", "medium", "high"],
+        "untagged": ["neu", "low"],
+    }
+
+    def annotate_file(self, path, alignment):
+        words = []
+        for number, word in enumerate(alignment.words):
+            heard = "hap" if number >= 3 else "neu"
+            chances = {label: 0.6 if label == heard else 0.1 for label in tiny_tts.LABELS}
+            words.append(
+                AnnotatedWord(word.label, word.start, word.end, heard, "low", 0.6, chances, 0.5, 0.5, 0.5)
+            )
+        return WordAnnotation(str(path), alignment.text, alignment.duration, tuple(words))
+
+
+def judges(**given):
+    return Judges(
+        asr=lambda paths: ["so it is you see"] * len(paths), annotator=Annotator(), aligner="fifths"
+    )
+
+
+@pytest.fixture
+def doubles(monkeypatch):
+    for module in (speak_corpus, speech_scores):
+        monkeypatch.setattr(module, "make_aligner", lambda name, language: Fifths())
+    for module in (speak_corpus, intensity_sweep):
+        monkeypatch.setattr(module, "make_judges", judges)
+
+
+def test_marks_are_scored_beside_their_floor_and_ceiling(place, doubles):
+    records = json.loads((place / "list.json").read_text())
+    for key in ("u0", "u1"):
+        records[key]["reference"] = "{data_root}/me.wav"
+    (place / "referenced.json").write_text(json.dumps(records))
+    hparams = settings(place, "floor", lists=[str(place / "referenced.json")], seeds=[0, 1])
+    hparams.update(conditions=["marked", "neutral", "recordings"], num_pictures=1)
+    metrics = speak_corpus.run_speak_corpus(hparams, {"device": "cpu"})
+    # One of three spans is happy, and happy is what is heard, whatever was said; two recordings, one of them happy.
+    assert metrics["speech.span_accuracy"] == metrics["neutral.span_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["recordings.span_accuracy"] == 0.5 and metrics["recordings.count"] == 2
+    assert (
+        "recordings.mcd" not in metrics and metrics["speech.mcd_count"] == 2 and metrics["neutral.wer"] == 0
+    )
+    stored = json.loads((place / "floor" / "results.json").read_text())
+    assert stored["metrics"] == metrics and stored["seeds"] == [0, 1]
+    lines = {}
+    for name in ("seed_0", "neutral_0"):
+        text = (place / "floor" / name / "outputs.jsonl").read_text()
+        lines[name] = {row["id"]: row for row in map(json.loads, text.splitlines())}
+    for key, row in lines["neutral_0"].items():
+        assert row["markup"] == records[key]["markup"] and row["spoken"] == row["text"] == "so it is you see"
+        assert row["seed"] == lines["seed_0"][key]["seed"] and row["tokens"] != lines["seed_0"][key]["tokens"]
+    assert len(list((place / "floor").glob("*/scores/*.png"))) == 5
+    with pytest.raises(ValueError, match="allowed: marked, neutral, recordings"):
+        speak_corpus.run_speak_corpus(settings(place, "x", conditions=["loud"]), {"device": "cpu"})
+
+
+def test_a_sweep_says_every_sentence_at_every_intensity(place, doubles):
+    hparams = settings(place, "sweep", num_evaluated=2, steps=5)
+    metrics = intensity_sweep.run_intensity_sweep(hparams, {"device": "cpu"})
+    assert metrics["sweep.sentences"] == 2
+    emotions = [label for label in tiny_tts.LABELS if label != "neu"]
+    for emotion in emotions:
+        for level in range(3):
+            assert metrics[f"sweep.{emotion}.{level}.probability"] == pytest.approx(
+                0.1 * 3 / 5 + 0.6 * 2 / 5 if emotion == "hap" else 0.1
+            )
+            assert metrics[f"sweep.{emotion}.{level}.wer"] == 0
+            assert metrics[f"sweep.{emotion}.{level}.duration_ratio"] > 0
+        assert metrics[f"sweep.{emotion}.trend.probability"] == 0
+    rows = [json.loads(x) for x in (place / "sweep" / "seed_0" / "outputs.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (1 + 3 * len(emotions))
+    assert len({row["seed"] for row in rows}) == 2, "one seed a sentence"
+    assert (place / "sweep" / "sweep.png").stat().st_size > 1000
+
+
+def test_a_continuous_model_is_swept_in_finer_steps(place, doubles):
+    tiny_tts.build_tts(place / "continuous", intensity="continuous")
+    hparams = settings(place, "fine", model=str(place / "continuous" / "run"), num_evaluated=1, steps=5)
+    metrics = intensity_sweep.run_intensity_sweep(hparams, {"device": "cpu"})
+    assert {key.split(".")[2] for key in metrics if key.startswith("sweep.hap.")} == {*"01234", "trend"}
+    assert json.loads((place / "fine" / "results.json").read_text())["intensities"] == [
+        "0",
+        "25",
+        "50",
+        "75",
+        "100",
+    ]
+    with pytest.raises(ValueError, match="steps is 1"):
+        intensity_sweep.run_intensity_sweep({**hparams, "steps": 1}, {"device": "cpu"})
+
+
+def test_trends_are_of_sentences_and_shifts_of_the_same_sentence():
+    def line(sentence, emotion, level, f0, energy):
+        found = {"f0": f0, "f0_range": f0, "energy": energy, "duration": 2.0, "eos": 1.0}
+        return {
+            "sentence": sentence,
+            "emotion": emotion,
+            "level": level,
+            "text": "so it is",
+            "heard": "so is",
+            **found,
+        }
+
+    lines = [line("a", None, None, 7.0, -30.0), line("b", None, None, 8.0, -20.0)]
+    lines += [line("a", "hap", level, 7.0 + 0.1 * level, -30.0 - level) for level in range(3)]
+    lines += [
+        line("b", "hap", level, None if level == 1 else 8.0 + 0.3 * level, -20.0 + level)
+        for level in range(3)
+    ]
+    metrics, rows = intensity_sweep.sweep_metrics(lines, 3)
+    assert metrics["sweep.hap.2.f0_shift"] == pytest.approx((0.2 + 0.6) / 2)
+    assert metrics["sweep.hap.1.f0_shift"] == pytest.approx(0.1), "where F0 is not known, it counts not"
+    assert (
+        metrics["sweep.hap.2.energy_shift"] == pytest.approx(0) and metrics["sweep.hap.trend.f0_shift"] == 1
+    )
+    assert metrics["sweep.hap.trend.energy_shift"] == 0, "one rises, one falls"
+    assert metrics["sweep.hap.0.wer"] == pytest.approx(1 / 3) and metrics["sweep.plain.wer"] == pytest.approx(
+        1 / 3
+    )
+    assert [row["intensity"] for row in rows] == [None, 0.0, 0.5, 1.0]
+
+
+def test_changes_are_held_against_another_seed(place, monkeypatch):
+    monkeypatch.setattr(speak_corpus, "make_aligner", lambda name, language: Fifths())
+    metrics = run_span_changes(settings(place, "changes"), {"device": "cpu"})
     assert metrics["change.count"] == 3 and metrics["change.not_aligned"] == 0
     for where in ("inside", "outside", "seeds.inside", "seeds.outside"):
         assert metrics[f"change.{where}.energy"] >= 0

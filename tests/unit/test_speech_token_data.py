@@ -175,3 +175,45 @@ def test_tokens_are_made_once_and_resumed(tmp_path):
     assert len([json.loads(line) for line in file.read_text().splitlines()]) == 5
     other = SpeechTokenizer(3, 16, 2, 24, 1, 0, [3, 3]).eval()
     assert speech_tokens(records, other, load, file, progress=False) != made and len(loads) == 12
+
+
+def test_tokens_of_other_experiments_stay_in_the_shared_file(tmp_path):
+    tokenizer = SpeechTokenizer(5, 16, 2, 24, 1, 1, [3, 3])
+    records = {f"u{i}": {"wav": f"u{i}.wav", "duration": 0.5} for i in range(4)}
+    load = lambda record: np.random.default_rng(len(record["wav"])).normal(0, 0.1, 8000).astype(np.float32)  # noqa: E731
+    file = tmp_path / "t.jsonl"
+    half = {key: records[key] for key in ("u0", "u1")}
+    first = speech_tokens(half, tokenizer, load, file, progress=False)
+    speech_tokens({key: records[key] for key in ("u2", "u3")}, tokenizer, load, file, progress=False)
+
+    def fails(record):
+        raise AssertionError("what is known is not made again")
+
+    assert speech_tokens(half, tokenizer, fails, file, progress=False) == first
+    assert set(speech_tokens(records, tokenizer, fails, file, progress=False)) == set(records)
+
+
+def test_labels_of_an_annotator_stand_in_for_the_words_own():
+    given = record()
+    for number, word in enumerate(given["words"]):
+        word["annotated"] = {
+            "emotion": ("sad", "neu")[number % 2],
+            "intensity": ("medium", "low")[number % 2],
+            "intensity_value": 0.25,
+        }
+    own, heard = rows({"x": given}), rows({"x": given}, annotated=True)
+    assert [LABELS[i] for i in own.rows[0]["word_labels"]] == ["hap", "hap", "ang", "neu", "neu", "sad"]
+    assert [LABELS[i] for i in heard.rows[0]["word_labels"]] == ["sad", "neu"] * 3
+    for emotion, level, word in zip(
+        *(heard.rows[0][name] for name in ("emotions", "intensities", "text_words"))
+    ):
+        assert (LABELS[emotion], level) == (("sad", 1), ("neu", 0))[word % 2]
+    numbers = rows({"x": given}, annotated=True, continuous=True).rows[0]["intensities"]
+    assert set(numbers) == {0.25}
+    # Words and times are the same: what is heard where does not change.
+    names = ("text", "speech", "speech_words")
+    assert own.digest(names) == heard.digest(names) and own.digest(["word_labels"]) != heard.digest(
+        ["word_labels"]
+    )
+    with pytest.raises(ManifestError, match="x: not all of its words have labels of an annotator"):
+        rows({"x": record()}, annotated=True)
