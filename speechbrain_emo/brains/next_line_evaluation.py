@@ -19,7 +19,7 @@ from collections import Counter
 import torch
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_emo import results
+from speechbrain_emo import plots, results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation
 from speechbrain_emo.brains.speech_llm_brain import _world
 from speechbrain_emo.dataio.audio_changes import FAULTS
@@ -313,7 +313,9 @@ class NextLineEvaluation:
             return {}
         unknown = [c for c in settings["changes"] if c not in FAULTS]
         if unknown:
-            raise ValueError(f"evaluation.robustness: unknown changes {unknown}; allowed: {', '.join(FAULTS)}")
+            raise ValueError(
+                f"evaluation.robustness: unknown changes {unknown}; allowed: {', '.join(FAULTS)}"
+            )
         records = self.experiment.data[split].records
         order = [i for i in self.tools.numbers(split) if build(records[i]) is not None]
         order = order[:: max(len(order) // int(settings.get("limit") or len(order)), 1)]
@@ -615,6 +617,32 @@ def by_group(metrics, key, what="wa"):
     start = f"{key}.{what}_"
     found = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
     return dict(sorted(found.items(), key=lambda x: _number(x[0])))
+
+
+def next_line_pictures(metrics, settings, folder):
+    """Where it fails, as ``next_line_<task>.png`` for every row of ``prediction``.
+
+    Arguments
+    ---------
+    metrics : dict
+        Of :meth:`NextLineEvaluation.run`.
+    settings : mapping
+        The YAML's ``evaluation``.
+    folder : pathlib.Path
+        Where to.
+    """
+    for entry in settings.get("prediction") or ():
+        split, name = entry.get("split", "test"), f"{entry['task']}.%s@{entry['phase']}"
+        keys = {c: f"{split}.{name % c}" for c in entry["conditions"]}
+        groups = {c: by_group(metrics, key) for c, key in keys.items()}
+        replies = {}
+        for title, what in (("right", "wa"), ("as with the true history", "agreement")):
+            found = by_group(metrics, f"{split}.{name % 'replies'}", what)
+            if found:
+                replies[title] = {int(n): v for n, v in found.items()}
+        counts = by_group(metrics, next(iter(keys.values())), "count")
+        own = entry["task"] if split == "test" else f"{entry['task']}_{split}"
+        plots.plot_next_line(groups, replies, folder / f"next_line_{own}.png", counts)
 
 
 def fault_rows(metrics):

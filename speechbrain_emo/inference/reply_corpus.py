@@ -25,7 +25,7 @@ from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, write_
 from speechbrain_emo.inference.conversational_tts import ConversationalTTS, text_to_phones
 from speechbrain_emo.inference.speech_scores import make_judges, score_outputs
 from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals
-from speechbrain_emo.prompts.next_line import NEUTRAL, split_label
+from speechbrain_emo.prompts.next_line import NEUTRAL
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ def conversation_of(record, transcripts, emotions):
     for turn in turns:
         audio = None if turn.get("audio") is None else record["audios"][turn["audio"]]
         if audio is not None and (audio.get("start") is not None or audio.get("stop") is not None):
-            raise ManifestError(f"{record.get('dialogue')}: a turn is a segment of a file; one file a turn is needed")
+            raise ManifestError(
+                f"{record.get('dialogue')}: a turn is a segment of a file; one file a turn is needed"
+            )
         if audio is None and not emotions:
             raise ManifestError(f"{record.get('dialogue')}: a turn has no recording to listen to")
         recordings.append(None if audio is None else audio["wav"])
@@ -134,14 +136,18 @@ class ReplyEvaluation:
         known = set(tts.inventory.speakers)
         strange = {str(r["speaker"]) for r in records["test"].values()} - known
         if strange:
-            raise ManifestError(f"lines of the voices {sorted(strange)}: the synthesiser has {', '.join(sorted(known))}")
+            raise ManifestError(
+                f"lines of the voices {sorted(strange)}: the synthesiser has {', '.join(sorted(known))}"
+            )
         self.train = _some(records["train"], 4 * num_lines)
         self.test = _some(records["test"], num_lines)
         talks = {k: r for k, r in records["conversations"].items() if _is_spoken(r)}
         self.talks, self.lines = _some(talks, num_lines), records.get("lines") or {}
         for name, part in (("train", self.train), ("test", self.test), ("conversations", self.talks)):
             if not part:
-                raise ManifestError(f"the part {name!r} has no line to speak: nothing is left of its manifest")
+                raise ManifestError(
+                    f"the part {name!r} has no line to speak: nothing is left of its manifest"
+                )
 
     def run(self, rows=(*KNOWN, *REPLIES)):
         """Speak and score the rows.
@@ -242,7 +248,9 @@ class ReplyEvaluation:
         if row in KNOWN:
             voice = str(record["speaker"])
             if row == "vocoded":
-                wave = load_audio(record["wav"], self.settings.sample_rate, record.get("start"), record.get("stop"))
+                wave = load_audio(
+                    record["wav"], self.settings.sample_rate, record.get("start"), record.get("stop")
+                )
                 mel, _ = self.settings.analyse(torch.as_tensor(wave))
                 return self.tts.vocoder(mel).numpy(), record["emotion"], voice
             samples, _, _ = self.tts.say(record["transcript"], voice, *label_of_line(record))
@@ -261,7 +269,9 @@ class ReplyEvaluation:
     # -- listening -----------------------------------------------------------------------------------------
 
     def _hear(self, path, num_phones, start=None, stop=None):
-        return functionals(load_audio(path, self.settings.sample_rate, start, stop), self.settings, num_phones)
+        return functionals(
+            load_audio(path, self.settings.sample_rate, start, stop), self.settings, num_phones
+        )
 
     def _judge(self):
         rows, speakers, emotions = [], [], []
@@ -347,7 +357,9 @@ def reply_rows(metrics):
     }
     rows = []
     for name, title in TITLES.items():
-        found = {c: metrics[f"replies.{name}.{k}"] for k, c in columns.items() if f"replies.{name}.{k}" in metrics}
+        found = {
+            c: metrics[f"replies.{name}.{k}"] for k, c in columns.items() if f"replies.{name}.{k}" in metrics
+        }
         if found:
             rows.append({"row": title, **found})
     return rows

@@ -1,7 +1,7 @@
 """An emotion classifier that no synthesiser or recogniser of the toolkit has anything to do with.
 
-It judges synthetic speech: logistic regression on some functionals of a line, trained on recordings, each speaker's mean
-taken out. Axis letters: N lines, F functionals.
+It judges synthetic speech: logistic regression on some functionals of a line, trained on recordings, each speaker's
+mean taken out. Axis letters: N lines, F functionals.
 """
 
 import math
