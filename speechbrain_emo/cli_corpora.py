@@ -394,7 +394,14 @@ def _print_evaluation(options, metrics, mapped, failures, notes, out):
 def _compare(options, overrides):
     import shlex
 
-    from speechbrain_emo.comparison import compare_systems, execute, plan_runs, read_system, write_comparison
+    from speechbrain_emo.comparison import (
+        compare_systems,
+        execute,
+        plan_runs,
+        read_next_line_baselines,
+        read_system,
+        write_comparison,
+    )
     from speechbrain_emo.experiment import OverlayError
     from speechbrain_emo.results import format_table
 
@@ -423,9 +430,8 @@ def _compare(options, overrides):
             return _fail(
                 f"{options.experiment} itself has no finished run to compare with: {', '.join(missing)}"
             )
-        rows = compare_systems(
-            [read_system(name, of, options.split, options.condition) for name, of in done.items() if of]
-        )
+        found = [read_system(name, of, options.split, options.condition) for name, of in done.items() if of]
+        rows = compare_systems(found + read_next_line_baselines(done["base"]))
         context = {
             "command": f"{_PROGRAM} compare {options.experiment} --overlays {options.overlays}"
             + "".join(f" --{n} {getattr(options, n)}" for n in ("seeds", "folds") if getattr(options, n))

@@ -31,7 +31,11 @@ from speechbrain_emo.brains.diagnoses import diagnose_results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
 from speechbrain_emo.brains.dialogue_targets import prepare_targets
 from speechbrain_emo.brains.explainer import Explainer, as_result
-from speechbrain_emo.brains.next_line_evaluation import NextLineEvaluation, next_line_table
+from speechbrain_emo.brains.next_line_evaluation import (
+    NextLineEvaluation,
+    next_line_pictures,
+    next_line_table,
+)
 from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
 from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
@@ -412,6 +416,7 @@ class SpeechLLMExperiment:
                 metrics["test.next.oracle.accuracy"] = oracle["pair"]
             self.write_results(metrics)
             reports.training_pictures(self)
+            next_line_pictures(metrics, self.hparams["evaluation"], self.output_folder)
             print(next_line_table(metrics, self.hparams["evaluation"]))
             if self.hparams.get("oracle"):
                 print(
