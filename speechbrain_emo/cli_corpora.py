@@ -12,6 +12,8 @@ from speechbrain_emo.cli_types import count, positive
 OK, FOUND, USAGE = 0, 1, 2
 COMMANDS = ("check", "prepare", "evaluate", "compare")
 _PROGRAM = "python -m speechbrain_emo"
+# Of a preparation; a corpus may have thousands.
+_MOST_NOTES = 10
 
 
 def add_commands(commands, example):
@@ -144,6 +146,9 @@ def _add_evaluate(commands, example):
         default=0,
         metavar="N",
         help="processes that read audio meanwhile (default: 0)",
+    )
+    evaluate.add_argument(
+        "--java", action="store_true", help="METEOR and SPICE of descriptions too: they start Java"
     )
     evaluate.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: a GPU where there is one)")
     evaluate.add_argument("--json", action="store_true", help="the metrics as one JSON object")
@@ -295,6 +300,11 @@ def _prepare(options, overrides):
         done = call(data_folder=options.data_folder, save_folder=options.save_folder)
     except (ManifestError, ValueError, OSError) as error:
         return _fail(str(error))
+    told = list(getattr(done, "findings", ()))
+    for finding in told[:_MOST_NOTES]:
+        print(f"note: {finding}", file=sys.stderr)
+    if len(told) > _MOST_NOTES:
+        print(f"note: {len(told) - _MOST_NOTES} more in preparation.json", file=sys.stderr)
     report = Path(options.save_folder) / "data_check.json"
     if report.is_file():
         for finding in json.loads(report.read_text(encoding="utf-8"))["findings"]:
@@ -329,7 +339,7 @@ def _evaluate(options, rest):
         records, notes, root = read_any(options.source, options.pattern, None, options.data_root)
         records = _of_split(records, options.split)
         for record in records.values():
-            record["wav"] = record["wav"].replace("{data_root}", root, 1)
+            record["wav"] = record["wav"].replace("{data_root}", str(Path(root).resolve()), 1)
         run_opts = {"device": options.device} if options.device else None
         model = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
         out = Path(options.out or Path(options.model) / "evaluation" / Path(options.source).stem)
@@ -350,6 +360,7 @@ def _evaluate(options, rest):
             },
             sys.stderr.isatty(),
             options.num_workers,
+            options.java,
         )
     except (ManifestError, ValueError, OSError, RuntimeError) as error:
         return _fail(f"process {rank}: {error}" if rank else str(error))
@@ -404,6 +415,11 @@ def _print_evaluation(options, metrics, mapped, failures, notes, out):
             row["UA among all labels"] = metrics.get(f"{key}.ua_all_labels")
             rows.append(row)
         print(format_table(rows))
+        said = {k.rpartition(".")[2]: metrics[k] for k in metrics if k.startswith("test.sed.generated.")}
+        said = {k: v for k, v in said.items() if isinstance(v, float) and not k.endswith("_balanced")}
+        wer = metrics.get("test.asr.generated.wer")
+        if said or wer is not None:
+            print(f"\nwords and descriptors:\n{format_table([{'WER': wer, **said}])}\n")
         print(f"chance: {1 / len(mapped.labels):.3f}. Predictions and all metrics: {out}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -132,7 +132,17 @@ class SpeechLLMBrain(sb.Brain):
         checkpoint = self.checkpointer.find_checkpoint()
         if checkpoint is not None:
             self._enter(self.schedule.at(self.schedule.first_epoch(checkpoint.meta["phase"])))
-            self.checkpointer.load_checkpoint(checkpoint)
+            if self._is_complete(checkpoint):
+                # Nothing is drawn any more: what is left, an evaluation, may run on another number of processes.
+                names = [n for n in self.checkpointer.recoverables if n != "random_state"]
+                self.checkpointer.load_only(checkpoint, names)
+            else:
+                self.checkpointer.load_checkpoint(checkpoint)
+
+    def _is_complete(self, checkpoint):
+        """Whether a checkpoint was written at the end of the last epoch."""
+        counter = checkpoint.paramfiles["epoch_counter"].read_text(encoding="utf-8")
+        return checkpoint.meta["end-of-epoch"] and int(counter) >= self.schedule.num_epochs
 
     def on_stage_start(self, stage, epoch=None):
         """Enter the epoch's phase and plan the epoch."""

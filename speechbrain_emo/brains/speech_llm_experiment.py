@@ -14,7 +14,6 @@ import time
 import numpy as np
 import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
-from speechbrain.utils.train_logger import TensorboardLogger
 from tqdm import tqdm
 
 from speechbrain_emo import plots, results
@@ -173,6 +172,9 @@ class SpeechLLMExperiment:
         )
 
     def _brain(self):
+        # Imported here: SpeechBrain's module warns of torchvision, also where nothing is trained.
+        from speechbrain.utils.train_logger import TensorboardLogger
+
         hparams = self.hparams
         if if_main_process():
             self.output_folder.mkdir(parents=True, exist_ok=True)

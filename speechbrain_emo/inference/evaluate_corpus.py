@@ -10,18 +10,20 @@ import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from speechbrain_emo import results
+from speechbrain_emo.brains import reports
 from speechbrain_emo.brains.distributed import gather, world
 from speechbrain_emo.brains.explainer import as_result
 from speechbrain_emo.brains.speech_data import read_ahead
 from speechbrain_emo.brains.speech_language_model import AudioBatch
 from speechbrain_emo.dataio.audio import AudioError, load_audio
 from speechbrain_emo.dataio.labels import apply_label_map, automatic_map
-from speechbrain_emo.dataio.manifest import ManifestError
+from speechbrain_emo.dataio.manifest import ManifestError, write_manifest
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def predict_corpus(model, records, batch_size=16, direct=False, level=None, prog
     return lines, failures
 
 
-def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_resamples=10000):
+def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_resamples=10000, java=False):
     """Every metric of such predictions, over the labels that both sides have.
 
     The model chooses among these labels alone; ``ua_all_labels`` and ``wa_all_labels`` let it choose among all of its
@@ -219,6 +221,8 @@ def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_
         Descriptors to score.
     num_resamples : int
         Of the bootstrap over speakers.
+    java : bool
+        Whether METEOR and SPICE of the descriptions may start Java.
 
     Returns
     -------
@@ -237,7 +241,7 @@ def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_
         language,
         temperature=temperature,
         num_resamples=num_resamples,
-        java=False,
+        java=java,
     )
     for condition in lines[0]["scores"]:
         answers = [max(line["scores"][condition], key=line["scores"][condition].get) for line in lines]
@@ -266,8 +270,12 @@ def evaluate_corpus(
     context=None,
     progress=True,
     num_workers=0,
+    java=False,
 ):
-    """Predict, score and write ``predictions.jsonl`` and ``results.json``.
+    """Predict, score and write what ``report`` reads.
+
+    ``predictions.jsonl``, ``results.json``, ``manifest.json`` (the records under the model's labels) and confusion
+    matrices.
 
     Arguments
     ---------
@@ -283,6 +291,8 @@ def evaluate_corpus(
         As in :func:`predict_corpus`.
     language : str, optional
         Of the transcripts; default: the model's.
+    java : bool
+        As in :func:`score_corpus`.
     context : dict, optional
         What else ``results.json`` says.
 
@@ -312,9 +322,12 @@ def evaluate_corpus(
         "language": language or model.language,
         "fields": [f for f in fields if any(line["descriptors"].get(f) for line in lines)],
     }
-    metrics = score_corpus(lines, mapped, **options)
+    metrics = score_corpus(lines, mapped, java=java, **options)
     metrics["test.num_failures"] = len(failures)
     results.write_predictions(out, lines)
+    manifest = Path(out) / "manifest.json"
+    write_manifest(manifest, mapped.records)
+    reports.confusion_pictures(metrics, mapped.labels, Path(out), "the evaluated corpus")
     run = results.run_context(
         evaluation={"labels": mapped.labels, **options},
         label_map=mapped.label_map,
@@ -322,6 +335,7 @@ def evaluate_corpus(
         failures=failures,
         direct=direct,
         level=level,
+        manifest=str(manifest),
         **(context or {}),
     )
     results.write_results(out, metrics, run)
