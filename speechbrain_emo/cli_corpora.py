@@ -385,7 +385,7 @@ def _of_split(records, split):
 
 
 def _print_evaluation(options, metrics, mapped, failures, notes, out):
-    from speechbrain_emo.results import CONDITION_NAMES, format_table
+    from speechbrain_emo.results import CONDITION_NAMES, format_table, result_rows, split_rows
 
     if options.json:
         print(
@@ -415,11 +415,14 @@ def _print_evaluation(options, metrics, mapped, failures, notes, out):
             row["UA among all labels"] = metrics.get(f"{key}.ua_all_labels")
             rows.append(row)
         print(format_table(rows))
-        said = {k.rpartition(".")[2]: metrics[k] for k in metrics if k.startswith("test.sed.generated.")}
-        said = {k: v for k, v in said.items() if isinstance(v, float) and not k.endswith("_balanced")}
-        wer = metrics.get("test.asr.generated.wer")
-        if said or wer is not None:
-            print(f"\nwords and descriptors:\n{format_table([{'WER': wer, **said}])}\n")
+        scores, voice = split_rows(result_rows(metrics))
+        words = next(({k: row[k] for k in ("WER", "WER (closed set)") if k in row} for row in scores), {})
+        if words or voice:
+            print(
+                format_table(
+                    [{**words, **{k: v for k, v in row.items() if k != "system"}} for row in voice or [{}]]
+                )
+            )
         print(f"chance: {1 / len(mapped.labels):.3f}. Predictions and all metrics: {out}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -79,7 +79,9 @@ def write_report(folder, out=None, mistakes=12, audio_bytes=8e6, data_root=None)
     run = results.read_results(folder)
     metrics = run["metrics"]
     hparams = run.get("hparams") or {}
-    tables = {"Results": results.result_rows(metrics), **verification_tables(metrics)}
+    # Together they are wider than a page.
+    scores, voice = results.split_rows(results.result_rows(metrics))
+    tables = {"Results": scores, "Descriptors": voice, **verification_tables(metrics)}
     tables = {title: _table(rows) for title, rows in tables.items() if rows}
     predictions = _predictions(folder)
     evaluation = run.get("evaluation") or {}

@@ -11,6 +11,7 @@ from speechbrain_emo.dataio.manifest import ManifestError
 from speechbrain_emo.inference import EmotionExplainer
 from speechbrain_emo.inference.evaluate_corpus import map_corpus, predict_corpus
 from speechbrain_emo.inference.export import export_model
+from speechbrain_emo.report import worst_mistakes, write_report
 from speechbrain_emo.results import compute_results, read_predictions, read_results
 from tests.corpora import write_recording
 from tests.tiny import build_tiny_system
@@ -129,6 +130,32 @@ def test_two_processes_evaluate_like_one(folder, corpus, tmp_path, capsys):
     assert done.stdout.count('{"labels"') == 1, done.stderr[-3000:]
     assert done.stderr.count("error: ") == 1 and "long.wav" in done.stderr
     assert_same_evaluation(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_report_of_an_evaluation(folder, corpus, tmp_path, capsys):
+    """Settings, confusion, what was left out, and the mistakes among the shared labels, with players."""
+    status, printed, _ = run(capsys, folder, corpus, "--out", tmp_path / "out")
+    assert status == 0 and "WER" in printed and "pitch" in printed
+    assert (tmp_path / "out" / "confusion_own_chain.png").stat().st_size > 5000
+    records = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {r["emotion"] for r in records.values()} == {"angry", "happy", "sad"}
+    mistakes = worst_mistakes(read_predictions(tmp_path / "out"), 99, labels=["happy", "sad", "angry"])
+    assert mistakes and "neutral" not in {m["predicted"] for m in mistakes}
+    (corpus.parent / "data_check.json").write_text(
+        json.dumps({"findings": [{"kind": "clipped", "count": 7, "message": "7 files", "items": ["f0"]}]})
+    )
+    page = write_report(tmp_path / "out").read_text("utf-8")
+    (corpus.parent / "data_check.json").unlink()
+    assert page.count("<audio") == min(len(mistakes), 12)
+    for text in (
+        "4 of label &#39;boredom&#39; left out",
+        "confusion own chain",
+        "boredom",
+        "clipped",
+        str(corpus),
+    ):
+        assert text in page, text
+    assert "No players" not in page
 
 
 def test_direct_asks_for_the_label_alone(folder, corpus, tmp_path, capsys):
