@@ -684,13 +684,16 @@ def plot_explanation(samples, sample_rate, curves, summary, path):
     level.set_xlim(0, duration)
     for axes in (f0, level):
         axes.grid(alpha=0.25)
+    for axes in (waveform, f0):
+        axes.tick_params(labelbottom=False)
     bars = figure.add_subplot(grid[:3, 1])
     ranked = sorted(summary["probabilities"].items(), key=lambda item: item[1])
     bars.barh([name for name, _ in ranked], [p for _, p in ranked], color=COLOURS[0])
     for i, (_, p) in enumerate(ranked):
         inside = p > 0.8
         place = {"ha": "right", "color": "white"} if inside else {"ha": "left"}
-        bars.text(p - 0.02 if inside else p + 0.02, i, f"{100 * p:.0f} %", va="center", fontsize=9, **place)
+        shown = f"{100 * p:.0f} %" if p >= 0.005 else "<1 %"
+        bars.text(p - 0.02 if inside else p + 0.02, i, shown, va="center", fontsize=9, **place)
     bars.set_xlim(0, 1)
     bars.set_xlabel("probability")
     table = figure.add_subplot(grid[3, :])

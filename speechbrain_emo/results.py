@@ -1123,6 +1123,12 @@ def comparison_rows(folders):
 # tables
 
 
+_RECOGNITION_COLUMNS = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1", "weighted F1": "weighted_f1"}
+# Columns of the result table that are about labels and words; the others are about descriptors.
+_NOT_DESCRIPTORS = {"system", *_RECOGNITION_COLUMNS, "95 % of UA", "unparsable", "ECE"}
+_NOT_DESCRIPTORS |= {"WER", "WER (closed set)", "S/D/I"}
+
+
 def result_rows(metrics, split="test"):
     """Rows of the result table: one a condition, the system's own first, then baselines and oracle.
 
@@ -1174,7 +1180,7 @@ def result_rows(metrics, split="test"):
         sed = descriptors.get(source, {}) if shown else {}
         asr = transcripts.get(source, {}) if shown else {}
         row = {"system": CONDITION_NAMES.get(condition, condition)}
-        for column, name in (("UA", "ua"), ("WA", "wa"), ("macro-F1", "macro_f1")):
+        for column, name in _RECOGNITION_COLUMNS.items():
             if ser.get(name) is not None:
                 row[column] = ser[name]
                 if column == "UA" and ser.get("ua_low") is not None:
@@ -1195,6 +1201,29 @@ def result_rows(metrics, split="test"):
         if len(row) > 1:
             rows.append(row)
     return rows
+
+
+def split_rows(rows):
+    """The result table as two: labels and words, and descriptors.
+
+    Arguments
+    ---------
+    rows : list of dict
+        Of :func:`result_rows`.
+
+    Returns
+    -------
+    tuple of list of dict
+        Rows that would hold a name alone are left out.
+
+    Example
+    -------
+    >>> split_rows([{"system": "a", "UA": 0.5, "pitch": 0.9}, {"system": "b", "UA": 0.4}])
+    ([{'system': 'a', 'UA': 0.5}, {'system': 'b', 'UA': 0.4}], [{'system': 'a', 'pitch': 0.9}])
+    """
+    scores = [{k: v for k, v in row.items() if k in _NOT_DESCRIPTORS} for row in rows]
+    voice = [{k: v for k, v in row.items() if k == "system" or k not in _NOT_DESCRIPTORS} for row in rows]
+    return tuple([row for row in part if len(row) > 1] for part in (scores, voice))
 
 
 def format_cell(value, decimals=3):

@@ -15,8 +15,8 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from speechbrain_emo import results
+from speechbrain_emo.brains.distributed import gather, world
 from speechbrain_emo.brains.speech_data import renumber_audios
-from speechbrain_emo.brains.speech_llm_brain import _world
 from speechbrain_emo.dataio.audio_changes import change_audio
 from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.dataio.manifest import write_text_atomically
@@ -161,7 +161,7 @@ class DialogueEvaluation:
         -------
         dict of int to str
         """
-        rank, world_size = _world()
+        rank, world_size = world()
         records = self.experiment.data[split].records
         made = [(i, build(records[i])) for i in self.numbers(split)]
         made = [(i, e) for i, e in made if e is not None][rank::world_size]
@@ -179,11 +179,7 @@ class DialogueEvaluation:
 
     @staticmethod
     def _gathered(found):
-        if _world()[1] == 1:
-            return found
-        parts = [None] * _world()[1]
-        torch.distributed.all_gather_object(parts, found)
-        return {i: value for part in parts for i, value in part.items()}
+        return dict(gather(list(found.items())))
 
     def note(self, split, task, condition, answers, **more):
         """Keep answers for ``answers.jsonl``."""
@@ -262,7 +258,7 @@ class DialogueEvaluation:
 
     def scored(self, split, build, candidates, order):
         """Mean log-likelihood of every candidate answer: record number -> list; ranks share the records."""
-        rank, world_size = _world()
+        rank, world_size = world()
         records, found = self.experiment.data[split].records, {}
         order = order[rank::world_size]
         for start in range(0, len(order), self.batch_size):
@@ -333,7 +329,7 @@ class DialogueEvaluation:
         Both are taken along the styled answer, its end token included.
         """
         task, records = self.tasks[self.settings["dialogue_task"]], self.experiment.data[split].records
-        rank, world_size = _world()
+        rank, world_size = world()
         order, found = sorted(styled)[rank::world_size], {}
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]

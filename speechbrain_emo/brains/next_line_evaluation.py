@@ -21,7 +21,7 @@ from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_emo import plots, results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation
-from speechbrain_emo.brains.speech_llm_brain import _world
+from speechbrain_emo.brains.distributed import world
 from speechbrain_emo.dataio.audio_changes import FAULTS
 from speechbrain_emo.dataio.manifest import write_text_atomically
 from speechbrain_emo.lobes.history_gru import HistoryGRU
@@ -375,7 +375,7 @@ class NextLineEvaluation:
             if task.applies(records[i]) and records[i]["id"].rpartition("_")[2].isdigit():
                 name, _, number = records[i]["id"].rpartition("_")
                 talks.setdefault(name, []).append((int(number), i))
-        rank, world_size = _world()
+        rank, world_size = world()
         mine = sorted(talks)[rank::world_size]
         predicted, found = {name: {} for name in mine}, {}
         candidates = [self.tools.packer.answer_ids(task.answer_fields(v)) for v in task.values]

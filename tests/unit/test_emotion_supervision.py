@@ -154,7 +154,7 @@ def test_a_classifier_of_levels_names_tokens_that_it_never_saw():
         classifier = TokenEmotionClassifier(27, 3, 16, kernel=1, dropout=0.0, levels=known)
         optimizer = torch.optim.Adam(classifier.parameters(), 1e-2)
 
-        def logits(which):
+        def logits(which, classifier=classifier):
             one = torch.ones(len(which), dtype=torch.int64)
             return classifier(which[:, None], one, torch.zeros(len(which), 1, dtype=torch.int64), 1)[:, 0]
 

@@ -93,7 +93,9 @@ def test_a_saved_model_reads_back(tmp_path):
 def test_tokens_of_shared_levels_start_alike_and_names_stay():
     model, before = tiny(), tiny()
     model.start_from_levels([3, 3, 3])
-    assert {k: v.shape for k, v in model.weights().items()} == {k: v.shape for k, v in before.weights().items()}
+    assert {k: v.shape for k, v in model.weights().items()} == {
+        k: v.shape for k, v in before.weights().items()
+    }
     for weight, old in (
         (model.speech_embedding.weight, before.speech_embedding.weight),
         (model.llm_decoder.weight, before.llm_decoder.weight),
