@@ -324,7 +324,7 @@ class TokenObjective(nn.Module):
             return None, None
         num_words = batch.word_labels.shape[1]
         if self.supervision == "predicted":
-            distribution = self.predicted_tokens(output.speech_logits)
+            distribution = self.predicted_tokens(output.speech_logits())
             logits = self.classifier(distribution, batch.speech_lengths, batch.speech_words, num_words)
             _, there = pool_words(
                 logits.new_zeros(*batch.speech_words.shape, 1), batch.speech_words, num_words

@@ -108,15 +108,27 @@ class TokenOutput:
         Modulated text embeddings, (B, S, D).
     states : torch.Tensor
         (B, T, D): the body's state that predicts each speech token; it has not seen that token.
-    speech_logits : torch.Tensor
-        (B, T, V): scores of speech tokens in those states, zero on padding.
+    spoken : torch.Tensor
+        bool (M,): which of them are speech tokens.
+    places : tuple of torch.Tensor
+        Row and number of the speech token of each of those.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
     text: torch.Tensor
     states: torch.Tensor
-    speech_logits: torch.Tensor
+    spoken: torch.Tensor
+    places: tuple
+
+    def speech_logits(self):
+        """Scores of speech tokens in the states that predict them: (B, T, V), zero on padding.
+
+        Made on request: at V = 6561 it is the largest tensor of a training step, and one objective alone needs it.
+        """
+        size = self.logits.shape[1] - 3
+        made = self.logits.new_zeros(*self.states.shape[:2], size)
+        return made.index_put(self.places, self.logits[self.spoken][:, :size])
 
 
 class _Body(nn.Module):
@@ -461,9 +473,8 @@ class SpeechTokenLM(nn.Module):
             targets=torch.where(spoken, true, special),
             text=text,
             states=states.new_zeros(*shape, self.size).index_put(where, chosen[spoken]),
-            speech_logits=logits.new_zeros(*shape, self.num_speech_tokens).index_put(
-                where, logits[spoken][:, : self.num_speech_tokens]
-            ),
+            spoken=spoken,
+            places=where,
         )
 
 

@@ -43,7 +43,7 @@ def test_losses_by_hand(supervision):
                 if not own.any():
                     continue
                 if supervision == "predicted":
-                    soft = output.speech_logits[row : row + 1].softmax(-1)
+                    soft = output.speech_logits()[row : row + 1].softmax(-1)
                     length, own_words = batch.speech_lengths[row : row + 1], batch.speech_words[row : row + 1]
                     logits = model.classifier(soft, length, own_words, 2)[0, word]
                 else:

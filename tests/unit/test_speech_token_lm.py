@@ -126,7 +126,7 @@ def test_a_row_by_hand_through_transformers_own_model():
     torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)
     assert output.targets.tolist() == [*whole.speech[0].tolist(), 27]
     torch.testing.assert_close(output.states[0], states[7:16], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.speech_logits[0], expected[:9, :27], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.speech_logits()[0], expected[:9, :27], rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_its_batch():
