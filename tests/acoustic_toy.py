@@ -83,6 +83,8 @@ def flow_settings(corpus, run, front_ends, **changes):
         "label_map": None,
         "intensities": ["low", "high"],
         "initial_flow": None,
+        "start_from_levels": True,
+        "prior_weight": 1.0,
         "flow": {
             "token_size": 16,
             "encoder": {

@@ -32,11 +32,13 @@ class FlowObjective(torch.nn.Module):
     Arguments
     ---------
     flow : TokenToMel
+    prior_weight : float
+        Of :meth:`TokenToMel.loss`, in training alone.
     """
 
-    def __init__(self, flow):
+    def __init__(self, flow, prior_weight=0.0):
         super().__init__()
-        self.flow = flow
+        self.flow, self.prior_weight = flow, float(prior_weight)
 
     def forward(self, batch):
         """FlowBatch to the sum and the number of squared errors."""
@@ -51,6 +53,7 @@ class FlowObjective(torch.nn.Module):
             streaming=batch.streaming,
             emotions=emotions,
             intensities=batch.intensities,
+            prior_weight=self.prior_weight if self.training else 0.0,
         )
 
 
@@ -70,7 +73,7 @@ class FlowBrain(sb.Brain):
         return self.modules.objective(batch.to(self.device))
 
     def compute_objectives(self, predictions, batch, stage):
-        """Mean squared error of the velocity."""
+        """Mean squared error of the velocity, and in training that of the encoder's frames with its weight."""
         error, count = predictions
         self.error += float(error.detach())
         self.count += float(count)
@@ -171,8 +174,9 @@ def train_flow(hparams, run_opts=None):
         :class:`TokenToMel` without ``vocab_size``, ``speaker_size``, ``num_mels`` and ``num_emotions``),
         ``emotion_conditioning``, ``labels``, ``label_map``, ``intensities``, ``mel``, ``speaker_from``, ``streaming``,
         ``emotion_dropout``, ``draws``, ``number_of_epochs``, ``batch_seconds``, ``max_duration``, ``max_utterances``,
-        ``lr``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``num_evaluated``, and ``initial_flow`` (a folder to
-        start from, or null).
+        ``lr``, ``warmup``, ``weight_decay``, ``max_grad_norm``, ``num_evaluated``, ``prior_weight`` (of
+        :meth:`TokenToMel.loss`), ``initial_flow`` (a folder to start from, or null) and ``start_from_levels`` (where
+        there is none: whether tokens that share levels of the quantiser start alike).
     run_opts : dict, optional
         SpeechBrain's run options.
 
@@ -188,7 +192,8 @@ def train_flow(hparams, run_opts=None):
     settings = settings_of(
         hparams,
         "seed flow emotion_conditioning labels label_map intensities mel speaker_from streaming emotion_dropout draws "
-        "number_of_epochs batch_seconds max_duration max_utterances lr warmup weight_decay max_grad_norm initial_flow",
+        "number_of_epochs batch_seconds max_duration max_utterances lr warmup weight_decay max_grad_norm initial_flow "
+        "prior_weight start_from_levels",
         manifests,
     )
     settings["front_end"] = [tokenizer.fingerprint, encoder.fingerprint]
@@ -253,6 +258,14 @@ def _build(hparams, run_opts, manifests, tokenizer, encoder):
 
         # An emotion table is new where the flow to start from has none.
         flow.load_state_dict(load_flow(hparams["initial_flow"]).state_dict(), strict=not emotional)
+    elif hparams["start_from_levels"]:
+        if tokenizer.levels is None:
+            raise ValueError(
+                "start_from_levels: this speech tokenizer does not tell the levels of its quantiser"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(hparams["seed"]))
+            flow.start_from_levels(tokenizer.levels)
     batches = FlowBatches(
         sets["train"],
         hparams["batch_seconds"],
@@ -278,7 +291,7 @@ def _build(hparams, run_opts, manifests, tokenizer, encoder):
         batches.set_epoch(epoch)
         steps += len(batches)
     counter = sb.utils.epoch_loop.EpochCounter(hparams["number_of_epochs"])
-    objective = FlowObjective(flow)
+    objective = FlowObjective(flow, hparams["prior_weight"])
     checkpointer = AtomicCheckpointer(
         hparams["save_folder"],
         recoverables={"objective": objective, "counter": counter, "random_state": RandomState()},

@@ -146,3 +146,35 @@ class FSQOutput:
 
     def __init__(self, values, tokens):
         self.values, self.tokens = values, tokens
+
+
+@torch.no_grad()
+def spread_levels(weight, levels):
+    """Write rows that tokens of shared levels share, in place of random ones of the same deviation.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        float (V or more, D); rows behind the tokens stay.
+    levels : sequence of int
+        Of the quantiser.
+
+    Raises
+    ------
+    ValueError
+        If they make more tokens than there are rows, or far fewer: 3 markers at most may stand behind them.
+
+    Example
+    -------
+    >>> rows = torch.randn(9, 4)
+    >>> spread_levels(rows, [3, 3])
+    >>> torch.allclose(rows[1] - rows[0], rows[4] - rows[3], atol=1e-5)  # the same step of the first dimension
+    True
+    """
+    table = FSQ(levels).level_table().to(weight.device)
+    if not 0 <= len(weight) - len(table) <= 3:
+        raise ValueError(f"levels {list(levels)} make {len(table)} tokens, not {len(weight)}")
+    rows = weight[: len(table)]
+    made = table @ torch.randn(table.shape[1], weight.shape[1], device=weight.device)
+    made = made - made.mean(0)
+    rows.copy_(made * (rows.std() / made.std()))

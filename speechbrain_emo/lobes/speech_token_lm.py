@@ -10,6 +10,7 @@ Axis letters: B batch, S text tokens, T speech tokens, P positions, D embedding,
 
 import copy
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from speechbrain_emo.lobes import token_layout
 from speechbrain_emo.lobes.e_film import EFiLM
-from speechbrain_emo.lobes.fsq import FSQ
+from speechbrain_emo.lobes.fsq import spread_levels
 from speechbrain_emo.lobes.stored import CONFIG, WEIGHTS, save_stored
 
 #: What only the body's own text output uses; tied to the embedding in the published model and never needed here.
@@ -239,7 +240,7 @@ class SpeechTokenLM(nn.Module):
         Arguments
         ---------
         levels : sequence of int
-            Of the quantiser (:class:`FSQ`).
+            Of the quantiser (``lobes/fsq.py``).
 
         Raises
         ------
@@ -255,14 +256,11 @@ class SpeechTokenLM(nn.Module):
         >>> torch.allclose(row[1] - row[0], row[4] - row[3], atol=1e-6)  # the same step of the first dimension
         True
         """
-        table = FSQ(levels).level_table().to(self.llm_decoder.weight.device)
-        if len(table) != self.num_speech_tokens:
-            raise ValueError(f"levels {list(levels)} make {len(table)} tokens, not {self.num_speech_tokens}")
+        size = math.prod(levels)
+        if size != self.num_speech_tokens:
+            raise ValueError(f"levels {list(levels)} make {size} tokens, not {self.num_speech_tokens}")
         for weight in (self.speech_embedding.weight, self.llm_decoder.weight):
-            rows = weight[: self.num_speech_tokens]
-            made = table @ torch.randn(table.shape[1], self.size, device=weight.device)
-            made = made - made.mean(0)
-            rows.copy_(made * (rows.std() / made.std()))
+            spread_levels(weight, levels)
 
     # -- facts ---------------------------------------------------------------------------------------------
 
