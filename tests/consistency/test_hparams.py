@@ -155,9 +155,9 @@ def test_an_overlay_is_small_and_fits_an_experiment(overlay):
     assert not wrong, "\n".join(wrong)
 
 
-def size(path):
+def size(path, overrides=""):
     """Estimate of an experiment from its YAML alone, on the meta device."""
-    content = plain(path)
+    content = plain(path, overrides)
 
     def built(key):
         node = content.get(key)
@@ -181,6 +181,22 @@ def test_the_groups_that_phases_train_exist(path):
     """Built on the meta device, so that a wrong group name costs no training run."""
     report = size(path)
     assert all(phase.trainable > 0 for phase in report.phases)
+
+
+FRONT_ENDS = [path for path in OVERLAYS if re.search(r"^front_end:", path.read_text(encoding="utf-8"), re.M)]
+
+
+@pytest.mark.parametrize("overlay", FRONT_ENDS, ids=names(FRONT_ENDS))
+def test_an_overlay_of_a_front_end_can_be_built(overlay):
+    """Arguments that are allowed one by one may exclude each other: the classes say so when they are made."""
+    overrides = merge_overrides([str(overlay)], "")
+    keys = set(YAML(typ="rt", pure=True).load(overrides))
+    built = 0
+    for path in having("phases", "llm", *keys):
+        if not [problem for problem in check_yaml(path, overrides) if problem not in check_yaml(path)]:
+            size(path, overrides)
+            built += 1
+    assert built
 
 
 @pytest.mark.parametrize(
