@@ -131,6 +131,7 @@ def prepare_demo_film(
     annotator=None,
     seed=1234,
     num_processes=2,
+    audio="words",
 ):
     """Make the embedded corpus, the utterances of mixed emotion and manifests with intensities.
 
@@ -161,6 +162,8 @@ def prepare_demo_film(
         Of sentences, borders and parameters.
     num_processes : int
         Worker processes of the synthesis.
+    audio : str
+        Folder of the utterances of mixed emotion below ``data_folder``.
 
     Raises
     ------
@@ -179,6 +182,7 @@ def prepare_demo_film(
         num_test=num_test,
         seed=seed,
         num_processes=num_processes,
+        audio=audio,
     )
     save_folder = Path(save_folder)
     settings = {"words": report["settings"], "voices": voices, "num_single": int(num_single)}

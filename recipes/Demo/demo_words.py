@@ -317,6 +317,7 @@ def prepare_demo_words(
     num_test=200,
     seed=1234,
     num_processes=2,
+    audio="words",
 ):
     """Synthesise the utterances of mixed emotion and write manifests beside those of the embedded corpus.
 
@@ -327,7 +328,7 @@ def prepare_demo_words(
     Arguments
     ---------
     data_folder : str
-        Of the embedded corpus (``{data_root}``); audio goes to ``<data_folder>/words``.
+        Of the embedded corpus (``{data_root}``); audio goes to ``<data_folder>/<audio>``.
     demo_manifests : str
         Folder of the embedded corpus's manifests.
     save_folder : str
@@ -340,6 +341,8 @@ def prepare_demo_words(
         Of sentences, borders and parameters.
     num_processes : int
         Worker processes; the result does not depend on it.
+    audio : str
+        Folder of the recordings below ``data_folder``; other numbers need another.
 
     Returns
     -------
@@ -371,16 +374,16 @@ def prepare_demo_words(
     if oracle_file.is_file():
         report = json.loads(oracle_file.read_text(encoding="utf-8"))
         if report.get("settings") == fingerprint:
-            print(f"words of mixed emotion: complete in {data_folder / 'words'}, kept")
+            print(f"words of mixed emotion: complete in {data_folder / audio}, kept")
             return report
     plan = _plan(sizes, seed, spoken)
     records = {key: record for split in demo.SPLITS for key, record in plan[split].items()}
-    audio_folder = data_folder / "words"
+    audio_folder = data_folder / audio
     made = _synthesize(records, audio_folder, audio_folder / f".work_{fingerprint}", int(num_processes))
     mixed = {
         split: {
             key: {
-                "wav": f"{{data_root}}/words/{split}/{key}.wav",
+                "wav": f"{{data_root}}/{audio}/{split}/{key}.wav",
                 "duration": made[key]["num_samples"] / demo.SAMPLE_RATE,
                 **record,
                 "words": made[key]["words"],

@@ -68,7 +68,8 @@ class SpeechTokenBrain(sb.Brain):
     train_log : str or pathlib.Path, optional
         JSON-lines file that gets a line an epoch.
     opt_class, hparams, run_opts, checkpointer :
-        As in ``sb.Brain``. hparams: ``seed``, ``emotion_weight``.
+        As in ``sb.Brain``. hparams: ``seed``, ``emotion_weight``, and ``lr_scales``: name of a trainable group -> factor
+        of its learning rate, 1 where it is not named.
 
     Example
     -------
@@ -95,6 +96,7 @@ class SpeechTokenBrain(sb.Brain):
         self.epoch_counter = sb.utils.epoch_loop.EpochCounter(schedule.num_epochs)
         self.progress = JsonState(phase_step=0, seconds=0.0, history=[])
         self.position, self.optimizer = None, None
+        self.lr_scales = dict(getattr(self.hparams, "lr_scales", None) or {})
         self.sums = collections.Counter()
         if checkpointer is not None:
             checkpointer.add_recoverable("model", self.model, load_objective, save_objective)
@@ -131,17 +133,22 @@ class SpeechTokenBrain(sb.Brain):
             self.init_optimizers()
 
     def init_optimizers(self):
-        """One optimiser of two groups: matrices with weight decay, biases and norms without."""
-        decay, plain = [], []
+        """One optimiser: matrices with weight decay, biases and norms without, each at its group's learning rate."""
+        phase = (self.position or self.schedule.at(1)).phase
+        scales = {}
+        for name, scale in self.lr_scales.items():
+            for module in self.model.groups().get(name, ()):
+                scales.update({id(parameter): float(scale) for parameter in module.parameters()})
+        groups = {}
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                (decay if parameter.dim() > 1 else plain).append(parameter)
-        phase = (self.position or self.schedule.at(1)).phase
-        groups = [
-            {"params": decay, "weight_decay": phase.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+                decay = phase.weight_decay if parameter.dim() > 1 else 0.0
+                groups.setdefault((decay, scales.get(id(parameter), 1.0)), []).append(parameter)
+        settings = [
+            {"params": parameters, "weight_decay": decay, "scale": scale, "lr": phase.lr * scale}
+            for (decay, scale), parameters in groups.items()
         ]
-        self.optimizer = self.opt_class([group for group in groups if group["params"]], lr=phase.lr)
+        self.optimizer = self.opt_class(settings, lr=phase.lr)
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
@@ -180,7 +187,7 @@ class SpeechTokenBrain(sb.Brain):
         phase, step = self.position.phase, self.progress["phase_step"]
         learning_rate = phase.lr_at(step, len(self.train_steps) * phase.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         counts = torch.tensor(self._counts(batch), dtype=torch.float64, device=self.device)
         _, world_size = world()
         if world_size > 1:

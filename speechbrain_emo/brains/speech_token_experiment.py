@@ -262,7 +262,11 @@ class SpeechTokenExperiment:
             TokenSteps(self.rows["valid"], size, join=hparams["join"], **options),
             self.output_folder / "train_log.jsonl",
             hparams["opt_class"],
-            {"seed": hparams["seed"], "emotion_weight": hparams["emotion_weight"]},
+            {
+                "seed": hparams["seed"],
+                "emotion_weight": hparams["emotion_weight"],
+                "lr_scales": hparams.get("lr_scales"),
+            },
             {
                 **self.run_opts,
                 "max_grad_norm": hparams["max_grad_norm"],
