@@ -16,6 +16,7 @@ import soundfile
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
+from speechbrain_emo.alignment import AlignmentError
 from speechbrain_emo.alignment.normalize import normalize
 from speechbrain_emo.alignment.pronunciation import arpabet
 from speechbrain_emo.brains.conversational_tts import load_tts
@@ -71,9 +72,10 @@ def text_to_phones(text, g2p):
     """
     if g2p not in G2P:
         raise ConversationError(f"g2p is {g2p!r}; allowed: {', '.join(G2P)}")
-    words = [token.lower() for token in normalize(text, "en").tokens]
-    if not words:
-        raise ConversationError(f"the line {text!r} has no word to say")
+    try:
+        words = [token.lower() for token in normalize(text, "en").tokens]
+    except AlignmentError as error:
+        raise ConversationError(f"the next line cannot be said: {error}") from error
     phones = [SILENCE]
     if g2p == "espeak":
         from speechbrain_emo.dataio.espeak import EspeakSynthesizer
