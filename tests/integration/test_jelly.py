@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import soundfile
 import speechbrain as sb
+import tiny_tts
 import torch
 import toy
 import toy_jelly
@@ -22,6 +24,7 @@ from speechbrain_emo.cli import main
 from speechbrain_emo.dataio.audio import AudioError
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest
 from speechbrain_emo.inference import ConversationalTTS, ConversationError
+from speechbrain_emo.inference.conversational_tts import Prediction, marked_line
 from speechbrain_emo.inference.reply_corpus import (
     KNOWN,
     REPLIES,
@@ -29,6 +32,7 @@ from speechbrain_emo.inference.reply_corpus import (
     conversation_of,
     run_reply_corpus,
 )
+from speechbrain_emo.prompts.markup import EmotionMarkup
 
 pytestmark = pytest.mark.integration
 
@@ -458,6 +462,78 @@ def test_the_command_line_replies(tts, finished, synthesiser, tmp_path, capsys):
     assert "needs --tts" in capsys.readouterr().err
     assert main(["converse", turns[0]["audio"], "--text", "red", "--model", str(finished)]) == 0
     assert "answer: red" in capsys.readouterr().out
+
+
+def test_the_word_level_synthesiser_speaks_the_answer(finished, tmp_path, capsys):
+    """`converse` with --word_tts: the predicted emotion becomes the mark of the whole line."""
+    folder = tiny_tts.build_tts(tmp_path / "film").parent
+    prompt, out = tmp_path / "me.wav", tmp_path / "y.wav"
+    soundfile.write(prompt, tiny_tts.recording(2.0), 16000)
+    (turn, _) = recordings(finished)
+    arguments = ["converse", turn, "--text", "red & dog", "--model", str(finished), "--word_tts", str(folder)]
+    assert main([*arguments, "--prompt", str(prompt), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    label = {"angry": "ang", "happy": "hap", "sad": "sad"}.get(said["emotion"])
+    degree = {"weak": "low", "medium": "medium", "strong": "high"}.get(said["intensity"])
+    mark = (
+        f"<emotion type='{label}' intensity='{degree}'>red &amp; dog</emotion>" if label else "red &amp; dog"
+    )
+    assert said["markup"] == mark and said["seconds"]["speak"] > 0 and out.stat().st_size > 1000
+    assert main([*arguments, "--out", str(out)]) == 2 and "needs --prompt" in capsys.readouterr().err
+
+
+def test_predicted_labels_become_marks():
+    def line(emotion, intensity):
+        return Prediction("I see.", "0", emotion, intensity, {}, {}, (), (), {})
+
+    degrees = ("weak", "medium", "strong")
+    markup = EmotionMarkup(("neutral", "anger", "joy"), ("1", "2", "3", "4", "5"))
+    assert marked_line(line("happy", "strong"), markup, degrees) == (
+        "<emotion type='joy' intensity='5'>I see.</emotion>"
+    )
+    assert "type='anger' intensity='1'" in marked_line(line("angry", "weak"), markup, degrees)
+    assert "intensity='3'" in marked_line(line("angry", None), markup, degrees)
+    assert marked_line(line("neutral", None), markup, degrees) == "I see."
+    with pytest.raises(ConversationError, match="no emotion like 'fear'; it has neutral, anger, joy"):
+        marked_line(line("fear", "weak"), markup, degrees)
+
+
+def test_the_text_stage_is_tested_in_another_domain(tmp_path):
+    """dailytalk_emotion_text.yaml with overlays/meld_dialogues.yaml, made tables: no encoder, no front end, no export."""
+    annotations, meld = tmp_path / "annotations", tmp_path / "meld"
+    annotations.mkdir()
+    meld.mkdir()
+
+    def row(dialogue, last):
+        columns = {"transcript": "hello there|oh no|well then", "emotion": f"neutral|weak sad|{last}"}
+        path = f"/x/dailytalk_16khz/data/{dialogue}/2_0_d{dialogue}.wav"
+        return {"path": path, **columns, "speaker": "0|1|0", "text": last}
+
+    rows = [row(i, "happy" if i % 2 else "neutral") for i in range(1, 13)]
+    for name, some in (("valid", rows), ("test", [row(20, "angry"), row(21, "happy")])):
+        (annotations / f"stage02_1_{name}.json").write_text(json.dumps({"annotation": some}))
+    table = "Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
+    table += "".join(f"we go {u},{'AB'[u % 2]},joy,x,0,{u}\n" for u in range(5))
+    for part in ("train", "dev", "test"):
+        (meld / f"{part}_sent_emo.csv").write_text(table)
+    overlay = tmp_path / "overlay.yaml"
+    settings = {"data_folder": str(annotations), "output_folder": str(tmp_path / "run"), "precision": "fp32"}
+    overlay.write_text(yaml.safe_dump({**settings, "evaluation": {"latency_records": 2}}))
+    hparams = toy_jelly.hparams(
+        overlay, "dailytalk_emotion_text.yaml", ["meld_dialogues.yaml"], meld_folder=str(meld)
+    )
+    hparams["prepare"].keywords.update(
+        vocab_size=300, model={"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    )
+    hparams["prepare"]()
+    run_speech_llm(hparams, {"device": "cpu"})
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert metrics["meld.next_text.gold@stage2_1.count"] == 4
+    assert metrics["meld.next_text.copy_last.emotion_wa"] == 1.0
+    assert 0 <= metrics["meld.next_text.nothing@stage2_1.scored_emotion_f1"] <= 1
+    assert metrics["meld.next_text.majority.emotion_wa"] in (0.0, 1.0)
+    assert metrics["test.next_text.gold@stage2_1.count"] == 2
+    assert (tmp_path / "run" / "done.json").is_file() and not (tmp_path / "run" / "model").exists()
 
 
 def test_two_processes_train_like_one(files, tmp_path):
