@@ -499,7 +499,7 @@ def test_predicted_labels_become_marks():
 
 
 def test_the_text_stage_is_tested_in_another_domain(tmp_path):
-    """dailytalk_emotion_text.yaml with overlays/meld_dialogues.yaml, made tables: no encoder, no front end, no export."""
+    """dailytalk_emotion_text.yaml with overlays/meld_dialogues.yaml: no encoder, no front end, no export."""
     annotations, meld = tmp_path / "annotations", tmp_path / "meld"
     annotations.mkdir()
     meld.mkdir()
