@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_emo import results
-from speechbrain_emo.brains.conversational_tts import phones_of
 from speechbrain_emo.dataio.acoustics import SILENCE
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, write_text_atomically
@@ -248,9 +247,7 @@ class ReplyEvaluation:
         if row in KNOWN:
             voice = str(record["speaker"])
             if row == "vocoded":
-                wave = load_audio(
-                    record["wav"], self.settings.sample_rate, record.get("start"), record.get("stop")
-                )
+                wave = load_audio(record["wav"], self.settings.sample_rate)
                 mel, _ = self.settings.analyse(torch.as_tensor(wave))
                 return self.tts.vocoder(mel).numpy(), record["emotion"], voice
             samples, _, _ = self.tts.say(record["transcript"], voice, *label_of_line(record))
@@ -268,24 +265,22 @@ class ReplyEvaluation:
 
     # -- listening -----------------------------------------------------------------------------------------
 
-    def _hear(self, path, num_phones, start=None, stop=None):
-        return functionals(
-            load_audio(path, self.settings.sample_rate, start, stop), self.settings, num_phones
-        )
+    def _hear(self, path, text):
+        # Phonemes are counted in the same way for recordings and for what is spoken.
+        phones = sum(p != SILENCE for p in text_to_phones(text, self.tts.g2p))
+        return functionals(load_audio(path, self.settings.sample_rate), self.settings, phones)
 
     def _judge(self):
         rows, speakers, emotions = [], [], []
         for record in tqdm(self.train.values(), desc="judge of emotions", unit="line", mininterval=1.0):
-            rows.append(
-                self._hear(record["wav"], len(phones_of(record)), record.get("start"), record.get("stop"))
-            )
+            rows.append(self._hear(record["wav"], record["transcript"]))
             speakers.append(str(record["speaker"]))
             emotions.append(record["emotion"])
         return EmotionJudge(rows, speakers, emotions)
 
     def score(self, row, entries, judge):
         """Metrics of a row's outputs, and a dict for every output."""
-        rows = [self._hear(e["file"], self._num_phones(e["text"])) for e in entries]
+        rows = [self._hear(e["file"], e["text"]) for e in entries]
         heard = judge.labels(rows, [e["voice"] for e in entries]).tolist()
         judges = make_judges(aligner=None)
         judges.asr = self.asr
@@ -306,9 +301,6 @@ class ReplyEvaluation:
             for e, h, line in zip(entries, heard, lines, strict=True)
         ]
         return metrics, told
-
-    def _num_phones(self, text):
-        return sum(p != SILENCE for p in text_to_phones(text, self.tts.g2p))
 
 
 def _some(records, most):
