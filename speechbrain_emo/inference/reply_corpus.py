@@ -86,7 +86,7 @@ def conversation_of(record, transcripts, emotions):
     turns, recordings = record["turns"], []
     for turn in turns:
         audio = None if turn.get("audio") is None else record["audios"][turn["audio"]]
-        if audio is not None and (audio.get("start") is not None or audio.get("stop") is not None):
+        if audio is not None and _is_segment(audio):
             raise ManifestError(
                 f"{record.get('dialogue')}: a turn is a segment of a file; one file a turn is needed"
             )
@@ -147,6 +147,10 @@ class ReplyEvaluation:
                 raise ManifestError(
                     f"the part {name!r} has no line to speak: nothing is left of its manifest"
                 )
+
+        segments = [k for part in (self.train, self.test) for k, r in part.items() if _is_segment(r)]
+        if segments:
+            raise ManifestError(f"{segments[0]} is a segment of a file; one file a line is needed")
 
     def run(self, rows=(*KNOWN, *REPLIES)):
         """Speak and score the rows.
@@ -311,6 +315,10 @@ def _some(records, most):
 def _is_spoken(record):
     turns = record.get("turns") or []
     return bool(turns and record.get("response")) and all(t.get("audio") is not None for t in turns)
+
+
+def _is_segment(audio):
+    return audio.get("start") is not None or audio.get("stop") is not None
 
 
 def _share(values):
