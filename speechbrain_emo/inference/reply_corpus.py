@@ -126,7 +126,12 @@ class ReplyEvaluation:
     Raises
     ------
     ManifestError
-        If there is nothing to speak.
+        If there is nothing to speak, a line is a segment of a file, or has a voice that the synthesiser lacks.
+
+    Example
+    -------
+    >>> ReplyEvaluation.__name__
+    'ReplyEvaluation'
     """
 
     def __init__(self, tts, records, folder, asr=None, num_lines=60, language="en"):
@@ -147,7 +152,6 @@ class ReplyEvaluation:
                 raise ManifestError(
                     f"the part {name!r} has no line to speak: nothing is left of its manifest"
                 )
-
         segments = [k for part in (self.train, self.test) for k, r in part.items() if _is_segment(r)]
         if segments:
             raise ManifestError(f"{segments[0]} is a segment of a file; one file a line is needed")
