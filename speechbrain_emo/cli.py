@@ -334,11 +334,14 @@ def _add_converse(commands, example):
         "converse",
         help="listen, explain, answer and speak: one turn through all systems that are there",
         description="The recording is explained (--explain), answered in writing (--chat), and the answer is spoken "
-        "with the emotion that is predicted for it (--model and --tts). A step whose model is not given is left out; "
-        "without --chat the answer is --text. The time of each step is printed.",
+        "with the emotion that is predicted for it (--model), by the synthesiser of conversations (--tts) or the "
+        "word-level one (--word_tts, in the voice of --prompt). A step whose model is not given is left out; without "
+        "--chat the answer is --text. The time of each step is printed.",
         **example(
             f"  {_PROGRAM} converse turn.wav --explain results/demo_ib/1986 --chat results/demo_dual/1986 \\\n"
-            "      --model results/demo_jelly/1986 --tts results/demo_jelly_tts/1986 --out answer.wav\n\n"
+            "      --model results/demo_jelly/1986 --tts results/demo_jelly_tts/1986 --out answer.wav\n"
+            f"  {_PROGRAM} converse turn.wav --text 'I see.' --model results/demo_jelly/1986 \\\n"
+            "      --word_tts results/demo_film/1986 --prompt me.wav --out answer.wav\n\n"
             "exit status: 0 done, 2 wrong arguments or no usable model"
         ),
     )
@@ -347,8 +350,16 @@ def _add_converse(commands, example):
     converse.add_argument("--chat", metavar="DIR", help="folder of a model that answers")
     converse.add_argument("--text", help="the answer, where no model writes it")
     converse.add_argument("--speaker", default="1", help="voice of the answer (default: the second)")
-    converse.add_argument("--out", metavar="WAV", help="where the sound goes; needs --tts")
+    converse.add_argument("--out", metavar="WAV", help="where the sound goes; needs --tts or --word_tts")
     _add_reply_models(converse)
+    converse.add_argument(
+        "--word_tts",
+        metavar="DIR",
+        help="folder of a word-level synthesiser (as of `speak`), instead of --tts",
+    )
+    converse.add_argument(
+        "--prompt", metavar="WAV", help="recording of its voice; only that of a person who has agreed to it"
+    )
     converse.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
@@ -1222,8 +1233,14 @@ def _conversational(options):
     from speechbrain_emo.inference.conversational_tts import whisper_transcriber
 
     _quiet()
-    if options.out and not options.tts:
+    word_tts = getattr(options, "word_tts", None)
+    if options.out and not (options.tts or word_tts):
         return None, "--out needs --tts: without a synthesiser there is no sound"
+    if word_tts and (options.tts or not options.prompt or not options.out):
+        return (
+            None,
+            "--word_tts needs --prompt, a recording of its voice, and --out, and stands instead of --tts",
+        )
     wrong = [v for v in options.voice if "=" not in v]
     if wrong:
         return None, f"--voice is {wrong[0]!r}; it has the form SPEAKER=VOICE"
@@ -1332,7 +1349,9 @@ def _converse(options):
                 spoken.save(options.out)
         else:
             prediction = tts.predict(**given)
-    except (ValueError, OSError) as error:
+        if options.word_tts:
+            found["markup"] = _say_marked(tts, prediction, options)
+    except (ValueError, OSError, ImportError) as error:
         return _fail(str(error))
     prediction.seconds.update({**seconds, **prediction.seconds})
     if options.json:
@@ -1344,6 +1363,25 @@ def _converse(options):
     else:
         _print_prediction(prediction, options)
     return OK
+
+
+def _say_marked(tts, prediction, options):
+    """Let the word-level synthesiser say the answer; what it was given, with its mark."""
+    import time
+
+    from speechbrain_emo.inference import EmotionalTTS
+    from speechbrain_emo.inference.conversational_tts import marked_line
+    from speechbrain_emo.inference.speech import check_target
+
+    check_target(options.out)
+    run_opts, _ = _device(options.device)
+    speaker = EmotionalTTS.from_hparams(source=options.word_tts, run_opts=run_opts)
+    started = time.perf_counter()
+    marked = marked_line(prediction, speaker.markup, tts.next_task.format.spec.get("intensity", ()))
+    speech = speaker.speak(marked, options.prompt, aligner=None)
+    speech.save(options.out)
+    prediction.seconds["speak"] = time.perf_counter() - started
+    return marked
 
 
 def _fail(message):

@@ -642,8 +642,6 @@ class SpeechLLMExperiment:
         }
         evaluation = hparams["evaluation"]
         if evaluation.get("kind") == "next_line":
-            if evaluation.get("export") is None:
-                return
             purpose = {"next_line": {**settings, **evaluation["export"]}}
         elif evaluation.get("kind") == "dual":
             purpose = {
@@ -713,6 +711,22 @@ def exchange_partners(order, group=EXCHANGE_GROUP):
         half = max(len(some) // 2, 1)
         partners.update(zip(some, some[half:] + some[:half]))
     return partners
+
+
+def is_exported(hparams):
+    """Whether a run ends in a folder for inference: what it evaluates, but for next lines without ``export``.
+
+    Example
+    -------
+    >>> is_exported({"evaluation": {"kind": "next_line", "export": None}}), is_exported({"evaluation": {}})
+    (False, False)
+    >>> is_exported({"evaluation": {"label_task": "ser"}})
+    True
+    """
+    evaluation = hparams.get("evaluation") or {}
+    return bool(evaluation) and not (
+        evaluation.get("kind") == "next_line" and evaluation.get("export") is None
+    )
 
 
 def explain_settings(settings):
@@ -790,7 +804,7 @@ def run_speech_llm(hparams, run_opts):
             f"{output_folder} holds a finished run with other settings: choose another output_folder (or another "
             "--experiment), or remove the folder"
         )
-    if hparams.get("evaluation"):
+    if is_exported(hparams):
         from speechbrain_emo.inference.export import check_factories
 
         # The run ends in an export: hours before it, not after them, it is told that a class is not listed.
@@ -801,6 +815,7 @@ def run_speech_llm(hparams, run_opts):
         run_on_main(experiment.llm.save_pretrained, args=[hparams["llm_folder"]])
     if hparams.get("evaluation"):
         experiment.evaluate()
+    if is_exported(hparams):
         run_on_main(experiment.export)
     run_on_main(write_text_atomically, args=[done, settings])
 

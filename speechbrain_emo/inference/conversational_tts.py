@@ -16,16 +16,19 @@ import soundfile
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
+from speechbrain_emo.alignment import AlignmentError
 from speechbrain_emo.alignment.normalize import normalize
 from speechbrain_emo.alignment.pronunciation import arpabet
 from speechbrain_emo.brains.conversational_tts import load_tts
 from speechbrain_emo.brains.speech_language_model import AudioBatch
 from speechbrain_emo.dataio.acoustics import SILENCE
 from speechbrain_emo.dataio.audio import load_audio
+from speechbrain_emo.dataio.labels import suggest
 from speechbrain_emo.inference.interfaces import load_exported
 from speechbrain_emo.inference.safe_loading import HPARAMS_FILE
 from speechbrain_emo.lobes.mel_vocoder import make_vocoder
 from speechbrain_emo.metrics.calibration import label_probabilities
+from speechbrain_emo.prompts.markup import EmotionSpan, MarkedText
 from speechbrain_emo.prompts.next_line import split_label
 from speechbrain_emo.prompts.packer import Packer
 
@@ -71,9 +74,10 @@ def text_to_phones(text, g2p):
     """
     if g2p not in G2P:
         raise ConversationError(f"g2p is {g2p!r}; allowed: {', '.join(G2P)}")
-    words = [token.lower() for token in normalize(text, "en").tokens]
-    if not words:
-        raise ConversationError(f"the line {text!r} has no word to say")
+    try:
+        words = [token.lower() for token in normalize(text, "en").tokens]
+    except AlignmentError as error:
+        raise ConversationError(f"the next line cannot be said: {error}") from error
     phones = [SILENCE]
     if g2p == "espeak":
         from speechbrain_emo.dataio.espeak import EspeakSynthesizer
@@ -587,6 +591,54 @@ class ConversationalTTS(Pretrained):
         samples, rate, seconds = self.say(prediction.text, voice, prediction.emotion, prediction.intensity)
         prediction.seconds.update(seconds)
         return SpokenReply(samples, rate, prediction)
+
+
+def marked_line(prediction, markup, intensities=()):
+    """A predicted line as the word-level synthesiser takes it: the whole of it marked with its emotion.
+
+    Labels are matched by what they mean (``happy``, ``hap``), intensities by their places (``weak``, ``low``).
+
+    Arguments
+    ---------
+    prediction : Prediction
+        The line.
+    markup : EmotionMarkup
+        Of the synthesiser.
+    intensities : sequence of str
+        The prediction's intensities, weakest first.
+
+    Returns
+    -------
+    str
+        Not marked where the emotion is that of unmarked text.
+
+    Raises
+    ------
+    ConversationError
+        If the synthesiser has no such emotion.
+
+    Example
+    -------
+    >>> from speechbrain_emo.prompts.markup import EmotionMarkup
+    >>> line = Prediction("I see.", "0", "sad", "strong", {}, {}, (), (), {})
+    >>> marked_line(line, EmotionMarkup(), ("weak", "medium", "strong"))
+    "<emotion type='sad' intensity='high'>I see.</emotion>"
+    """
+    emotion = suggest(prediction.emotion, markup.labels)
+    if emotion is None:
+        raise ConversationError(
+            f"the word-level synthesiser has no emotion like {prediction.emotion!r}; it has {', '.join(markup.labels)}"
+        )
+    if emotion == markup.untagged[0]:
+        return markup.write(MarkedText(prediction.text, ()))
+    degrees = list(markup.intensities)
+    if prediction.intensity in intensities:
+        place = list(intensities).index(prediction.intensity) / max(len(intensities) - 1, 1)
+    else:
+        place = 0.5
+    degree = degrees[round(place * (len(degrees) - 1))]
+    span = EmotionSpan(0, len(prediction.text), emotion, degree)
+    return markup.write(MarkedText(prediction.text, (span,)))
 
 
 def whisper_transcriber(source="openai/whisper-large-v3", device="cpu"):

@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_emo import results
-from speechbrain_emo.brains.conversational_tts import phones_of
 from speechbrain_emo.dataio.acoustics import SILENCE
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, write_text_atomically
@@ -87,7 +86,7 @@ def conversation_of(record, transcripts, emotions):
     turns, recordings = record["turns"], []
     for turn in turns:
         audio = None if turn.get("audio") is None else record["audios"][turn["audio"]]
-        if audio is not None and (audio.get("start") is not None or audio.get("stop") is not None):
+        if audio is not None and _is_segment(audio):
             raise ManifestError(
                 f"{record.get('dialogue')}: a turn is a segment of a file; one file a turn is needed"
             )
@@ -127,7 +126,12 @@ class ReplyEvaluation:
     Raises
     ------
     ManifestError
-        If there is nothing to speak.
+        If there is nothing to speak, a line is a segment of a file, or has a voice that the synthesiser lacks.
+
+    Example
+    -------
+    >>> ReplyEvaluation.__name__
+    'ReplyEvaluation'
     """
 
     def __init__(self, tts, records, folder, asr=None, num_lines=60, language="en"):
@@ -148,6 +152,9 @@ class ReplyEvaluation:
                 raise ManifestError(
                     f"the part {name!r} has no line to speak: nothing is left of its manifest"
                 )
+        segments = [k for part in (self.train, self.test) for k, r in part.items() if _is_segment(r)]
+        if segments:
+            raise ManifestError(f"{segments[0]} is a segment of a file; one file a line is needed")
 
     def run(self, rows=(*KNOWN, *REPLIES)):
         """Speak and score the rows.
@@ -248,9 +255,7 @@ class ReplyEvaluation:
         if row in KNOWN:
             voice = str(record["speaker"])
             if row == "vocoded":
-                wave = load_audio(
-                    record["wav"], self.settings.sample_rate, record.get("start"), record.get("stop")
-                )
+                wave = load_audio(record["wav"], self.settings.sample_rate)
                 mel, _ = self.settings.analyse(torch.as_tensor(wave))
                 return self.tts.vocoder(mel).numpy(), record["emotion"], voice
             samples, _, _ = self.tts.say(record["transcript"], voice, *label_of_line(record))
@@ -268,24 +273,22 @@ class ReplyEvaluation:
 
     # -- listening -----------------------------------------------------------------------------------------
 
-    def _hear(self, path, num_phones, start=None, stop=None):
-        return functionals(
-            load_audio(path, self.settings.sample_rate, start, stop), self.settings, num_phones
-        )
+    def _hear(self, path, text):
+        # Phonemes are counted in the same way for recordings and for what is spoken.
+        phones = sum(p != SILENCE for p in text_to_phones(text, self.tts.g2p))
+        return functionals(load_audio(path, self.settings.sample_rate), self.settings, phones)
 
     def _judge(self):
         rows, speakers, emotions = [], [], []
         for record in tqdm(self.train.values(), desc="judge of emotions", unit="line", mininterval=1.0):
-            rows.append(
-                self._hear(record["wav"], len(phones_of(record)), record.get("start"), record.get("stop"))
-            )
+            rows.append(self._hear(record["wav"], record["transcript"]))
             speakers.append(str(record["speaker"]))
             emotions.append(record["emotion"])
         return EmotionJudge(rows, speakers, emotions)
 
     def score(self, row, entries, judge):
         """Metrics of a row's outputs, and a dict for every output."""
-        rows = [self._hear(e["file"], self._num_phones(e["text"])) for e in entries]
+        rows = [self._hear(e["file"], e["text"]) for e in entries]
         heard = judge.labels(rows, [e["voice"] for e in entries]).tolist()
         judges = make_judges(aligner=None)
         judges.asr = self.asr
@@ -307,9 +310,6 @@ class ReplyEvaluation:
         ]
         return metrics, told
 
-    def _num_phones(self, text):
-        return sum(p != SILENCE for p in text_to_phones(text, self.tts.g2p))
-
 
 def _some(records, most):
     keys = list(records)
@@ -319,6 +319,10 @@ def _some(records, most):
 def _is_spoken(record):
     turns = record.get("turns") or []
     return bool(turns and record.get("response")) and all(t.get("audio") is not None for t in turns)
+
+
+def _is_segment(audio):
+    return audio.get("start") is not None or audio.get("stop") is not None
 
 
 def _share(values):

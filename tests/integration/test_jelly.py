@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import soundfile
 import speechbrain as sb
+import tiny_tts
 import torch
 import toy
 import toy_jelly
@@ -22,6 +24,7 @@ from speechbrain_emo.cli import main
 from speechbrain_emo.dataio.audio import AudioError
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest
 from speechbrain_emo.inference import ConversationalTTS, ConversationError
+from speechbrain_emo.inference.conversational_tts import Prediction, marked_line
 from speechbrain_emo.inference.reply_corpus import (
     KNOWN,
     REPLIES,
@@ -29,6 +32,7 @@ from speechbrain_emo.inference.reply_corpus import (
     conversation_of,
     run_reply_corpus,
 )
+from speechbrain_emo.prompts.markup import EmotionMarkup
 
 pytestmark = pytest.mark.integration
 
@@ -102,12 +106,18 @@ def test_a_stage_moves_what_it_should_and_nothing_else(files, stage):
         assert micro.audio is None and int(micro.packed.kinds.max()) == 2
 
 
-def test_a_run_interrupted_in_every_stage_goes_on_exactly(finished, files, monkeypatch):
+def test_a_run_interrupted_in_every_stage_goes_on_exactly(files, monkeypatch):
     """Killed inside 1-1, 1-2, 2-1 and 2-2 in turn; every stage ends with the weights of the run that was left alone."""
     folder, overlay = files
     from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain
 
-    changes = {"output_folder": str(folder / "stopped"), "evaluation": None}
+    def run(name):
+        hparams = toy_jelly.hparams(overlay, output_folder=str(folder / name), evaluation=None)
+        for phase in hparams["phases"]:
+            phase["batch_size"] = 8  # Several steps a stage.
+        run_speech_llm(hparams, {"device": "cpu"})
+
+    run("whole")
     plain, stopped = SpeechLLMBrain.fit_batch, set()
 
     def stopping(self, batch):
@@ -121,11 +131,11 @@ def test_a_run_interrupted_in_every_stage_goes_on_exactly(finished, files, monke
     stages = ["stage1_1", "stage1_2", "stage2_1", "stage2_2"]
     for _ in stages:
         with pytest.raises(KeyboardInterrupt):
-            run_speech_llm(toy_jelly.hparams(overlay, **changes), {"device": "cpu"})
-    run_speech_llm(toy_jelly.hparams(overlay, **changes), {"device": "cpu"})
+            run("stopped")
+    run("stopped")
     assert stopped == set(stages)
     weights = []
-    for path in (finished, folder / "stopped"):
+    for path in (folder / "whole", folder / "stopped"):
         weights.append({})
         for checkpoint in (path / "save").glob("CKPT+*"):
             phase = yaml.safe_load((checkpoint / "CKPT.yaml").read_text())["phase"]
@@ -372,8 +382,8 @@ def test_wrong_conversations_are_refused(tts, finished):
         tts.reply(one, [0], "red", "carol")
     with pytest.raises(ConversationError, match="speaker 2 has no voice: give a number from 0 to 1"):
         tts.reply(one, [0], "red", 2)
-    with pytest.raises(ConversationError, match="no word to say|no words"):
-        tts.reply(one, [0], "", 0)
+    with pytest.raises(ConversationError, match="no word that can be spoken"):
+        tts.reply(one, [0], "...", 0)
     with pytest.raises(ConversationError, match="0 recordings"):
         tts.reply([], [], "red", 0)
     with pytest.raises(ConversationError, match="dialogue is '.*': give a list"):
@@ -452,6 +462,78 @@ def test_the_command_line_replies(tts, finished, synthesiser, tmp_path, capsys):
     assert "needs --tts" in capsys.readouterr().err
     assert main(["converse", turns[0]["audio"], "--text", "red", "--model", str(finished)]) == 0
     assert "answer: red" in capsys.readouterr().out
+
+
+def test_the_word_level_synthesiser_speaks_the_answer(finished, tmp_path, capsys):
+    """`converse` with --word_tts: the predicted emotion becomes the mark of the whole line."""
+    folder = tiny_tts.build_tts(tmp_path / "film").parent
+    prompt, out = tmp_path / "me.wav", tmp_path / "y.wav"
+    soundfile.write(prompt, tiny_tts.recording(2.0), 16000)
+    (turn, _) = recordings(finished)
+    arguments = ["converse", turn, "--text", "red & dog", "--model", str(finished), "--word_tts", str(folder)]
+    assert main([*arguments, "--prompt", str(prompt), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    label = {"angry": "ang", "happy": "hap", "sad": "sad"}.get(said["emotion"])
+    degree = {"weak": "low", "medium": "medium", "strong": "high"}.get(said["intensity"])
+    mark = (
+        f"<emotion type='{label}' intensity='{degree}'>red &amp; dog</emotion>" if label else "red &amp; dog"
+    )
+    assert said["markup"] == mark and said["seconds"]["speak"] > 0 and out.stat().st_size > 1000
+    assert main([*arguments, "--out", str(out)]) == 2 and "needs --prompt" in capsys.readouterr().err
+
+
+def test_predicted_labels_become_marks():
+    def line(emotion, intensity):
+        return Prediction("I see.", "0", emotion, intensity, {}, {}, (), (), {})
+
+    degrees = ("weak", "medium", "strong")
+    markup = EmotionMarkup(("neutral", "anger", "joy"), ("1", "2", "3", "4", "5"))
+    assert marked_line(line("happy", "strong"), markup, degrees) == (
+        "<emotion type='joy' intensity='5'>I see.</emotion>"
+    )
+    assert "type='anger' intensity='1'" in marked_line(line("angry", "weak"), markup, degrees)
+    assert "intensity='3'" in marked_line(line("angry", None), markup, degrees)
+    assert marked_line(line("neutral", None), markup, degrees) == "I see."
+    with pytest.raises(ConversationError, match="no emotion like 'fear'; it has neutral, anger, joy"):
+        marked_line(line("fear", "weak"), markup, degrees)
+
+
+def test_the_text_stage_is_tested_in_another_domain(tmp_path):
+    """dailytalk_emotion_text.yaml with overlays/meld_dialogues.yaml: no encoder, no front end, no export."""
+    annotations, meld = tmp_path / "annotations", tmp_path / "meld"
+    annotations.mkdir()
+    meld.mkdir()
+
+    def row(dialogue, last):
+        columns = {"transcript": "hello there|oh no|well then", "emotion": f"neutral|weak sad|{last}"}
+        path = f"/x/dailytalk_16khz/data/{dialogue}/2_0_d{dialogue}.wav"
+        return {"path": path, **columns, "speaker": "0|1|0", "text": last}
+
+    rows = [row(i, "happy" if i % 2 else "neutral") for i in range(1, 13)]
+    for name, some in (("valid", rows), ("test", [row(20, "angry"), row(21, "happy")])):
+        (annotations / f"stage02_1_{name}.json").write_text(json.dumps({"annotation": some}))
+    table = "Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
+    table += "".join(f"we go {u},{'AB'[u % 2]},joy,x,0,{u}\n" for u in range(5))
+    for part in ("train", "dev", "test"):
+        (meld / f"{part}_sent_emo.csv").write_text(table)
+    overlay = tmp_path / "overlay.yaml"
+    settings = {"data_folder": str(annotations), "output_folder": str(tmp_path / "run"), "precision": "fp32"}
+    overlay.write_text(yaml.safe_dump({**settings, "evaluation": {"latency_records": 2}}))
+    hparams = toy_jelly.hparams(
+        overlay, "dailytalk_emotion_text.yaml", ["meld_dialogues.yaml"], meld_folder=str(meld)
+    )
+    hparams["prepare"].keywords.update(
+        vocab_size=300, model={"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    )
+    hparams["prepare"]()
+    run_speech_llm(hparams, {"device": "cpu"})
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert metrics["meld.next_text.gold@stage2_1.count"] == 4
+    assert metrics["meld.next_text.copy_last.emotion_wa"] == 1.0
+    assert 0 <= metrics["meld.next_text.nothing@stage2_1.scored_emotion_f1"] <= 1
+    assert metrics["meld.next_text.majority.emotion_wa"] in (0.0, 1.0)
+    assert metrics["test.next_text.gold@stage2_1.count"] == 2
+    assert (tmp_path / "run" / "done.json").is_file() and not (tmp_path / "run" / "model").exists()
 
 
 def test_two_processes_train_like_one(files, tmp_path):
