@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from speechbrain_emo import cli_corpora, cli_trust
+from speechbrain_emo.cli_types import positive
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 _PROGRAM = "python -m speechbrain_emo"
@@ -23,13 +24,6 @@ def _version():
         return importlib.metadata.version("speechbrain_emo")
     except importlib.metadata.PackageNotFoundError:
         return "unknown (not installed: pip install -e .)"
-
-
-def _positive(text):
-    number = int(text) if text.lstrip("-").isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 and above")
-    return number
 
 
 def _positive_number(text):
@@ -97,7 +91,7 @@ def build_parser():
         "--json", action="store_true", help="one JSON object a line, in the order of the files"
     )
     explain.add_argument(
-        "--batch_size", type=_positive, default=8, metavar="N", help="files at a time (default: 8)"
+        "--batch_size", type=positive, default=8, metavar="N", help="files at a time (default: 8)"
     )
     explain.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
@@ -178,8 +172,8 @@ def build_parser():
         help="what a cut takes away (default: end)",
     )
     targets.add_argument("--cut_seed", type=int, default=0, metavar="N", help="of the midpoints")
-    targets.add_argument("--max_new_tokens", type=_positive, default=128, metavar="N", help="(default: 128)")
-    targets.add_argument("--max_rows", type=_positive, default=32, metavar="N", help="dialogues at a time")
+    targets.add_argument("--max_new_tokens", type=positive, default=128, metavar="N", help="(default: 128)")
+    targets.add_argument("--max_rows", type=positive, default=32, metavar="N", help="dialogues at a time")
     targets.add_argument("--keep_truncated", action="store_true", help="also learn answers that were cut off")
     targets.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: a GPU where there is one)")
 
@@ -222,10 +216,10 @@ def build_parser():
     )
     judge.add_argument("--per_minute", type=_positive_number, metavar="N", help="most requests a minute")
     judge.add_argument(
-        "--workers", type=_positive, default=4, metavar="N", help="requests at a time (default: 4)"
+        "--workers", type=positive, default=4, metavar="N", help="requests at a time (default: 4)"
     )
     judge.add_argument(
-        "--max_tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)"
+        "--max_tokens", type=positive, default=256, metavar="N", help="longest answer (default: 256)"
     )
 
     chat = commands.add_parser(
@@ -258,7 +252,7 @@ def build_parser():
     chat.add_argument(
         "--overflow", choices=("drop", "error"), default="drop", help="when the context is full"
     )
-    chat.add_argument("--max_new_tokens", type=_positive, metavar="N", help="longest answer")
+    chat.add_argument("--max_new_tokens", type=positive, metavar="N", help="longest answer")
     chat.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: a GPU where there is one)"
     )
@@ -442,7 +436,7 @@ def _add_annotate(commands, example):
     annotate.add_argument("--data_root", metavar="DIR", help="what {data_root} stands for in the manifest")
     annotate.add_argument("--output", metavar="OUT", help="JSON lines of a manifest's annotations")
     annotate.add_argument(
-        "--num_workers", type=_positive, default=1, metavar="N", help="processes over a manifest (default: 1)"
+        "--num_workers", type=positive, default=1, metavar="N", help="processes over a manifest (default: 1)"
     )
     annotate.add_argument(
         "--aligner",
@@ -540,7 +534,7 @@ def _add_speak(commands, example):
         "--language", metavar="CODE", help="of numbers and abbreviations: en, de, ... (default: the model's)"
     )
     speak.add_argument(
-        "--batch_size", type=_positive, default=8, metavar="N", help="texts at a time (default: 8)"
+        "--batch_size", type=positive, default=8, metavar="N", help="texts at a time (default: 8)"
     )
     speak.add_argument(
         "--json", action="store_true", help="tokens, words' times, reason of the end: a JSON line a text"
@@ -582,7 +576,7 @@ def _add_score_speech(commands, example):
         "--copies", action="store_true", help="outputs are copies of their references: PESQ too"
     )
     score.add_argument(
-        "--pictures", type=_positive, default=0, metavar="N", help="draw N outputs: mel, words, F0 and level"
+        "--pictures", type=positive, default=0, metavar="N", help="draw N outputs: mel, words, F0 and level"
     )
     score.add_argument("--language", default="en", metavar="CODE", help="of the texts (default: en)")
     score.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1")

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
+from speechbrain_emo.cli_types import count, positive
+
 OK, FOUND, USAGE = 0, 1, 2
 COMMANDS = ("check", "prepare", "evaluate", "compare")
 _PROGRAM = "python -m speechbrain_emo"
+# Of a preparation; a corpus may have thousands.
+_MOST_NOTES = 10
 
 
 def add_commands(commands, example):
@@ -70,7 +74,7 @@ def _add_check(commands, example):
     check.add_argument("--max_duration", type=float, metavar="S", help="seconds; longer files are findings")
     check.add_argument("--ignore", action="append", default=[], metavar="KIND", help="may be repeated")
     check.add_argument(
-        "--most", type=int, default=5, metavar="N", help="names shown of each finding (default: 5)"
+        "--most", type=positive, default=5, metavar="N", help="names shown of each finding (default: 5)"
     )
     check.add_argument("--strict", action="store_true", help="exit status 1 when anything is found")
     check.add_argument("--json", action="store_true", help="one JSON object with all names")
@@ -98,7 +102,7 @@ def _add_prepare(commands, example):
 def _add_evaluate(commands, example):
     evaluate = commands.add_parser(
         "evaluate",
-        help="a trained model on another corpus: UA over the labels that both have",
+        help="a trained model on a corpus: UA over the labels that both have",
         description="Score a trained model on any corpus: a table (path, emotion, optionally speaker, transcript, "
         "split), a folder or a manifest. Labels that differ in spelling only are mapped by themselves, others by "
         "--label_map. The model chooses among the mapped labels; what is left out is counted. Writes predictions.jsonl "
@@ -108,7 +112,10 @@ def _add_evaluate(commands, example):
             f"  {_PROGRAM} evaluate results/demo_ib/1986 EMODB/wav --pattern '(?P<id>(?P<speaker>\\d\\d)[ab]\\d\\d"
             "(?P<emotion>[A-Z])[a-z])' --label_map hparams/label_maps/emodb_names.yaml\n"
             f"  {_PROGRAM} evaluate results/emodb_ib/1986/03 results/demo_corpus/manifests/test.json --data_root "
-            "results/demo_corpus --direct --json\n\n"
+            "results/demo_corpus --direct --json\n"
+            "  torchrun --nproc_per_node=4 -m speechbrain_emo evaluate DIR corpus.csv --num_workers 2\n\n"
+            "Neither batch, order, workers nor the number of processes changes a score. "
+            "Results: predictions.jsonl, results.json.\n\n"
             "exit status: 0 evaluated, 1 some recordings could not be used, 2 wrong arguments, no usable model, no "
             "common label"
         ),
@@ -130,7 +137,19 @@ def _add_evaluate(commands, example):
         "--level", type=float, metavar="DB", help="one gain that brings the median level to this"
     )
     evaluate.add_argument("--language", metavar="CODE", help="of the transcripts (default: the model's)")
-    evaluate.add_argument("--batch_size", type=int, default=16, metavar="N", help="(default: 16)")
+    evaluate.add_argument(
+        "--batch_size", type=positive, default=16, metavar="N", help="recordings at a time (default: 16)"
+    )
+    evaluate.add_argument(
+        "--num_workers",
+        type=count,
+        default=0,
+        metavar="N",
+        help="processes that read audio meanwhile (default: 0)",
+    )
+    evaluate.add_argument(
+        "--java", action="store_true", help="METEOR and SPICE of descriptions too: they start Java"
+    )
     evaluate.add_argument("--device", metavar="DEVICE", help="cpu, cuda (default: a GPU where there is one)")
     evaluate.add_argument("--json", action="store_true", help="the metrics as one JSON object")
 
@@ -281,6 +300,11 @@ def _prepare(options, overrides):
         done = call(data_folder=options.data_folder, save_folder=options.save_folder)
     except (ManifestError, ValueError, OSError) as error:
         return _fail(str(error))
+    told = list(getattr(done, "findings", ()))
+    for finding in told[:_MOST_NOTES]:
+        print(f"note: {finding}", file=sys.stderr)
+    if len(told) > _MOST_NOTES:
+        print(f"note: {len(told) - _MOST_NOTES} more in preparation.json", file=sys.stderr)
     report = Path(options.save_folder) / "data_check.json"
     if report.is_file():
         for finding in json.loads(report.read_text(encoding="utf-8"))["findings"]:
@@ -296,13 +320,15 @@ def _evaluate(options, rest):
 
     import transformers
 
+    from speechbrain_emo.brains.distributed import join_group, leave_group
     from speechbrain_emo.dataio.corpus_reader import read_any
     from speechbrain_emo.dataio.labels import mapped_corpora, read_label_map
     from speechbrain_emo.dataio.manifest import ManifestError
     from speechbrain_emo.inference import EmotionExplainer
     from speechbrain_emo.inference.evaluate_corpus import evaluate_corpus
 
-    if not sys.stderr.isatty():
+    rank, _ = join_group()
+    if rank or not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
@@ -313,7 +339,7 @@ def _evaluate(options, rest):
         records, notes, root = read_any(options.source, options.pattern, None, options.data_root)
         records = _of_split(records, options.split)
         for record in records.values():
-            record["wav"] = record["wav"].replace("{data_root}", root, 1)
+            record["wav"] = record["wav"].replace("{data_root}", str(Path(root).resolve()), 1)
         run_opts = {"device": options.device} if options.device else None
         model = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
         out = Path(options.out or Path(options.model) / "evaluation" / Path(options.source).stem)
@@ -333,9 +359,14 @@ def _evaluate(options, rest):
                 "findings": [str(note) for note in notes],
             },
             sys.stderr.isatty(),
+            options.num_workers,
+            options.java,
         )
     except (ManifestError, ValueError, OSError, RuntimeError) as error:
-        return _fail(str(error))
+        return _fail(f"process {rank}: {error}" if rank else str(error))
+    leave_group()
+    if rank:
+        return FOUND if failures else OK
     _print_evaluation(options, metrics, mapped, failures, [*map(str, notes), *mapped.notes], out)
     return FOUND if failures else OK
 
@@ -354,7 +385,7 @@ def _of_split(records, split):
 
 
 def _print_evaluation(options, metrics, mapped, failures, notes, out):
-    from speechbrain_emo.results import CONDITION_NAMES, format_table
+    from speechbrain_emo.results import CONDITION_NAMES, format_table, result_rows, split_rows
 
     if options.json:
         print(
@@ -384,6 +415,14 @@ def _print_evaluation(options, metrics, mapped, failures, notes, out):
             row["UA among all labels"] = metrics.get(f"{key}.ua_all_labels")
             rows.append(row)
         print(format_table(rows))
+        scores, voice = split_rows(result_rows(metrics))
+        words = next(({k: row[k] for k in ("WER", "WER (closed set)") if k in row} for row in scores), {})
+        if words or voice:
+            print(
+                format_table(
+                    [{**words, **{k: v for k, v in row.items() if k != "system"}} for row in voice or [{}]]
+                )
+            )
         print(f"chance: {1 / len(mapped.labels):.3f}. Predictions and all metrics: {out}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -394,7 +433,14 @@ def _print_evaluation(options, metrics, mapped, failures, notes, out):
 def _compare(options, overrides):
     import shlex
 
-    from speechbrain_emo.comparison import compare_systems, execute, plan_runs, read_system, write_comparison
+    from speechbrain_emo.comparison import (
+        compare_systems,
+        execute,
+        plan_runs,
+        read_next_line_baselines,
+        read_system,
+        write_comparison,
+    )
     from speechbrain_emo.experiment import OverlayError
     from speechbrain_emo.results import format_table
 
@@ -423,9 +469,8 @@ def _compare(options, overrides):
             return _fail(
                 f"{options.experiment} itself has no finished run to compare with: {', '.join(missing)}"
             )
-        rows = compare_systems(
-            [read_system(name, of, options.split, options.condition) for name, of in done.items() if of]
-        )
+        found = [read_system(name, of, options.split, options.condition) for name, of in done.items() if of]
+        rows = compare_systems(found + read_next_line_baselines(done["base"]))
         context = {
             "command": f"{_PROGRAM} compare {options.experiment} --overlays {options.overlays}"
             + "".join(f" --{n} {getattr(options, n)}" for n in ("seeds", "folds") if getattr(options, n))

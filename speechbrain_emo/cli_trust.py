@@ -3,44 +3,19 @@
 Heavy imports stand inside the functions, so that ``--help`` answers at once.
 """
 
-import argparse
 import json
 import sys
 import warnings
+
+from speechbrain_emo.cli_types import count, number, positive
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 COMMANDS = ("calibrate", "timeline", "verify", "report", "listen")
 
 
-def _number(low, high, what):
-    def read(text):
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return number
-
-    return read
-
-
-_seconds = _number(1e-3, 1e6, "a number of seconds above 0")
-_cost = _number(0.0, 1e6, "a number of 0 and above")
-_share = _number(1e-6, 1 - 1e-6, "a share between 0 and 1")
-
-
-def _count(text):
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 and above")
-    return int(text)
-
-
-def _positive(text):
-    number = _count(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 and above")
-    return number
+_seconds = number(1e-3, 1e6, "a number of seconds above 0")
+_cost = number(0.0, 1e6, "a number of 0 and above")
+_share = number(1e-6, 1 - 1e-6, "a share between 0 and 1")
 
 
 def add_commands(commands, example, program):
@@ -57,6 +32,7 @@ def add_commands(commands, example, program):
 
     Example
     -------
+    >>> import argparse
     >>> commands = argparse.ArgumentParser().add_subparsers(dest="command")
     >>> add_commands(commands, lambda text: {"epilog": text}, "python -m speechbrain_emo")
     >>> sorted(commands.choices) == sorted(COMMANDS)
@@ -94,7 +70,7 @@ def _add_calibrate(commands, example, program):
         "--risk", type=_share, default=0.1, metavar="SHARE", help="errors among the answers (default: 0.1)"
     )
     calibrate.add_argument(
-        "--measure", type=_count, default=600, metavar="N", help="training recordings; 0: none (default: 600)"
+        "--measure", type=count, default=600, metavar="N", help="training recordings; 0: none (default: 600)"
     )
     calibrate.add_argument("--manifest", metavar="JSON", help="training manifest (default: the run's own)")
     calibrate.add_argument(
@@ -127,7 +103,7 @@ def _add_timeline(commands, example, program):
         "--switch_cost", type=_cost, default=1.0, metavar="NATS", help="of a change; 0: none (default: 1)"
     )
     timeline.add_argument(
-        "--batch_size", type=_positive, default=16, metavar="N", help="windows (default: 16)"
+        "--batch_size", type=positive, default=16, metavar="N", help="windows (default: 16)"
     )
     timeline.add_argument("--json", action="store_true", help="one JSON object a file, a line each")
     _add_device(timeline)
@@ -160,12 +136,12 @@ def _add_verify(commands, example, program):
     )
     verify.add_argument(
         "--limit",
-        type=_count,
+        type=count,
         default=100,
         metavar="N",
         help="recordings, evenly spread; 0: all (default: 100)",
     )
-    verify.add_argument("--batch_size", type=_positive, default=16, metavar="N", help="(default: 16)")
+    verify.add_argument("--batch_size", type=positive, default=16, metavar="N", help="(default: 16)")
     verify.add_argument("--json", action="store_true", help="the metrics as one JSON object")
     _add_device(verify)
 
@@ -184,10 +160,10 @@ def _add_report(commands, example, program):
     )
     report.add_argument("folder", metavar="RESULT_FOLDER", help="holds results.json")
     report.add_argument("--out", metavar="HTML", help="default: report.html in the folder")
-    report.add_argument("--mistakes", type=_count, default=12, metavar="N", help="most of them (default: 12)")
+    report.add_argument("--mistakes", type=count, default=12, metavar="N", help="most of them (default: 12)")
     report.add_argument(
         "--max_megabytes",
-        type=_number(0.1, 500, "a number of 0.1 to 500"),
+        type=number(0.1, 500, "a number of 0.1 to 500"),
         default=8.0,
         metavar="MB",
         help="of audio (default: 8)",
@@ -219,11 +195,11 @@ def _add_listen(commands, example, program):
     make.add_argument("questions", metavar="YAML", help="see docs/listening.md")
     make.add_argument("--out", required=True, metavar="HTML", help="page to write")
     make.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of the choice of trials (default: 0)"
+        "--seed", type=count, default=0, metavar="N", help="of the choice of trials (default: 0)"
     )
     make.add_argument(
         "--max_megabytes",
-        type=_number(0.1, 500, "a number of 0.1 to 500"),
+        type=number(0.1, 500, "a number of 0.1 to 500"),
         default=60.0,
         metavar="MB",
         help="of the page (default: 60)",
@@ -236,7 +212,7 @@ def _add_listen(commands, example, program):
     score.add_argument("answers", nargs="+", metavar="JSON", help="saved by the page, one a rater")
     score.add_argument(
         "--allowed_misses",
-        type=_count,
+        type=count,
         default=0,
         metavar="N",
         help="catch trials a rater may miss (default: 0)",

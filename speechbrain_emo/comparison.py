@@ -7,7 +7,7 @@ interrupted ones go on. Numbers come from the saved predictions of the folds.
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,19 @@ from speechbrain_emo import results
 from speechbrain_emo.experiment import merge_overrides, peek
 from speechbrain_emo.metrics.classification import classification_scores, speaker_interval
 from speechbrain_emo.metrics.significance import mcnemar, paired_bootstrap
+from speechbrain_emo.prompts.next_line import split_label
 
 #: Files of predictions, by split.
 PREDICTIONS = {"test": "predictions.jsonl", "valid": "valid_predictions.jsonl"}
+#: Answers of runs about next lines (``evaluation.kind: next_line``), all conditions and splits in one file.
+ANSWERS = "answers.jsonl"
+#: Rows of such a run that are systems of their own: condition -> name.
+NEXT_LINE_BASELINES = {
+    "majority": "majority label",
+    "copy_last": "label of the last line",
+    "copy_own": "speaker's own last label",
+    "gru": "GRU, no language model",
+}
 SIGNIFICANT = 0.05
 
 
@@ -51,8 +61,9 @@ class Run:
 
     def is_done(self, split="test"):
         """Whether every fold has its results."""
+        files = (PREDICTIONS[split], *([ANSWERS] if split == "test" else []))
         return all(
-            (folder / "done.json").is_file() and (folder / PREDICTIONS[split]).is_file()
+            (folder / "done.json").is_file() and any((folder / name).is_file() for name in files)
             for folder in self.folders.values()
         )
 
@@ -188,12 +199,15 @@ class SystemPredictions:
         The experiment's labels.
     by_seed : dict of int to dict
         Seed -> (id -> (reference, prediction, speaker)).
+    costs : dict
+        Cells about parameters, time and memory.
     """
 
     system: str
     condition: str
     labels: list
     by_seed: dict
+    costs: dict = field(default_factory=dict)
 
 
 def read_system(system, runs, split="test", condition=None):
@@ -208,7 +222,8 @@ def read_system(system, runs, split="test", condition=None):
     split : str
         ``test`` or ``valid``.
     condition : str, optional
-        Whose label. Default: the headline, ``own_chain`` where the system writes a chain, else ``speech``.
+        Whose label. Default: the headline, ``own_chain`` where the system writes a chain, else ``speech``; of a run
+        about next lines the first condition of its first row of ``prediction``.
 
     Returns
     -------
@@ -220,6 +235,12 @@ def read_system(system, runs, split="test", condition=None):
         If a condition is missing.
     """
     by_seed, labels = {}, None
+    found = [results.read_results(folder) for run in runs for folder in run.folders.values()]
+    costs = results.cost_columns(found)
+    if all(results.next_line_headline(r) for r in found):
+        by_seed = {run.seed: _answers(run, condition) for run in runs}
+        condition = condition or results.next_line_headline(found[0])["condition"]
+        return SystemPredictions(system, condition, _emotions(by_seed), by_seed, costs)
     for run in runs:
         lines = {}
         for fold, folder in run.folders.items():
@@ -236,7 +257,70 @@ def read_system(system, runs, split="test", condition=None):
                 answer = results.predicted_label(scores[condition], labels)
                 lines[name] = (line["emotion"], answer, str(line["speaker"]))
         by_seed[run.seed] = lines
-    return SystemPredictions(system, condition, list(labels), by_seed)
+    return SystemPredictions(system, condition, list(labels), by_seed, costs)
+
+
+def read_next_line_baselines(runs):
+    """The rows without training or language model beside a system's runs about next lines.
+
+    Arguments
+    ---------
+    runs : list of Run
+        Seeds of the system, all done.
+
+    Returns
+    -------
+    list of SystemPredictions
+        Empty for other runs.
+    """
+    found = [results.read_results(folder) for run in runs for folder in run.folders.values()]
+    if not found or not all(results.next_line_headline(r) for r in found):
+        return []
+    systems = []
+    for condition, name in NEXT_LINE_BASELINES.items():
+        by_seed = {run.seed: _answers(run, condition, missing_ok=True) for run in runs}
+        by_seed = {seed: lines for seed, lines in by_seed.items() if lines}
+        if not by_seed:
+            continue
+        costs, task = {}, results.next_line_headline(found[0])["task"]
+        for key, value in found[0]["metrics"].items():
+            if key.startswith(f"test.{task}.{condition}@") and key.endswith(".own_parameters"):
+                costs["trainable (thousands)"] = round(value / 1000)
+            if key.startswith(f"test.{task}.{condition}@") and key.endswith(".latency"):
+                costs["one line (s)"] = value
+        systems.append(SystemPredictions(name, condition, _emotions(by_seed), by_seed, costs))
+    return systems
+
+
+def _answers(run, condition=None, missing_ok=False):
+    """id -> (emotion, most likely emotion, conversation) of a run's headline task under a condition."""
+    lines = {}
+    for folder in run.folders.values():
+        headline = results.next_line_headline(results.read_results(folder))
+        wanted = condition or headline["condition"]
+        conditions = set()
+        for text in (folder / ANSWERS).read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            if line.get("split", "test") != "test" or line["task"] != headline["task"]:
+                continue
+            if (
+                line["phase"] not in (None, headline["phase"])
+                and line["condition"] not in NEXT_LINE_BASELINES
+            ):
+                continue
+            conditions.add(line["condition"])
+            if line["condition"] == wanted:
+                # Lines of one conversation are not independent: it stands where the speaker stands elsewhere.
+                conversation = line["id"].rpartition("_")[0]
+                pair = (split_label(line[name])[1] for name in ("truth", "scored"))
+                lines[line["id"]] = (*pair, conversation)
+        if not lines and not missing_ok:
+            raise ValueError(f"{folder}: no answers of {wanted!r}; there are {', '.join(sorted(conditions))}")
+    return lines
+
+
+def _emotions(by_seed):
+    return sorted({line[0] for lines in by_seed.values() for line in lines.values()})
 
 
 def compare_systems(systems, num_resamples=9999):
@@ -295,6 +379,7 @@ def compare_systems(systems, num_resamples=9999):
         if system is not base:
             row.update(_difference(base, system, row["UA"], rows[0]["UA"], num_resamples))
         row["seeds"] = len(scores)
+        row.update(system.costs)
         rows.append(row)
     return rows
 

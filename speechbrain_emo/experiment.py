@@ -12,11 +12,11 @@ import shlex
 import sys
 
 import speechbrain as sb
-import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
 from speechbrain.utils.distributed import run_on_main
 
+from speechbrain_emo.brains.distributed import leave_group
 from speechbrain_emo.dataio.manifest import ManifestError
 from speechbrain_emo.dry_run import MissingSizes, estimate
 
@@ -153,10 +153,7 @@ def main(arguments):
         # The user's data or YAML is at fault; a traceback would hide what the message says.
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if torch.distributed.is_initialized():
-        # A process that leaves while another still talks to the group is killed by its threads ("terminate called").
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave_group()
     return 0
 
 

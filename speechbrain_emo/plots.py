@@ -684,13 +684,16 @@ def plot_explanation(samples, sample_rate, curves, summary, path):
     level.set_xlim(0, duration)
     for axes in (f0, level):
         axes.grid(alpha=0.25)
+    for axes in (waveform, f0):
+        axes.tick_params(labelbottom=False)
     bars = figure.add_subplot(grid[:3, 1])
     ranked = sorted(summary["probabilities"].items(), key=lambda item: item[1])
     bars.barh([name for name, _ in ranked], [p for _, p in ranked], color=COLOURS[0])
     for i, (_, p) in enumerate(ranked):
         inside = p > 0.8
         place = {"ha": "right", "color": "white"} if inside else {"ha": "left"}
-        bars.text(p - 0.02 if inside else p + 0.02, i, f"{100 * p:.0f} %", va="center", fontsize=9, **place)
+        shown = f"{100 * p:.0f} %" if p >= 0.005 else "<1 %"
+        bars.text(p - 0.02 if inside else p + 0.02, i, shown, va="center", fontsize=9, **place)
     bars.set_xlim(0, 1)
     bars.set_xlabel("probability")
     table = figure.add_subplot(grid[3, :])
@@ -1036,5 +1039,85 @@ def plot_intensity_sweep(rows, names, path, title="Marked intensity against what
     for axis in panels[len(names) :]:
         axis.set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return _save(figure, path)
+
+
+def plot_next_line(groups, replies, path, counts=None, title="Where the next line's emotion is found"):
+    """Accuracy by length of the history, by intensity and where the emotion changes, and over replies in a row.
+
+    Arguments
+    ---------
+    groups : dict of str to dict of str to float
+        Row -> group -> accuracy: ``history_<n>`` is drawn over n, the other groups beside each other.
+    replies : dict of str to dict of int to float
+        Quantity -> number of replies in a row -> share; empty to leave the panel out.
+    path : str or Path
+        PNG file to write.
+    counts : dict of str to int, optional
+        Group -> lines, written below it.
+    title : str
+        Title.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there is no group, or the path is no PNG.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> groups = {"speech": {"history_1": 0.4, "history_2": 0.5, "change": 0.3, "stay": 0.6}}
+    >>> plot_next_line(groups, {"right": {2: 0.5, 5: 0.4}}, tempfile.mkdtemp() + "/next.png").name
+    'next.png'
+    """
+    names = list(dict.fromkeys(name for row in groups.values() for name in row))
+    if not names:
+        raise ValueError("there is no group to draw: is it the evaluation of next lines?")
+    lengths = sorted(int(n.rpartition("_")[2]) for n in names if n.startswith("history_"))
+    others = [n for n in names if not n.startswith("history_")]
+    counts = counts or {}
+    figure = _figure(12.5 if replies else 9.5, 3.8)
+    panels = figure.subplots(1, 3 if replies else 2, sharey=True)
+    styles = [{"color": COLOURS[i % len(COLOURS)], "label": name} for i, name in enumerate(groups)]
+    for number, (row, style) in enumerate(zip(groups.values(), styles)):
+        points = [(n, row[f"history_{n}"]) for n in lengths if f"history_{n}" in row]
+        if points:
+            panels[0].plot(*zip(*points), marker=MARKERS[number % len(MARKERS)], markersize=4, **style)
+        width = 0.8 / len(groups)
+        places = [i + (number - (len(groups) - 1) / 2) * width for i in range(len(others))]
+        panels[1].bar(places, [row.get(n, 0.0) for n in others], width, **style)
+    panels[0].set_xticks(
+        lengths, [f"{n}\n({counts[f'history_{n}']})" if f"history_{n}" in counts else str(n) for n in lengths]
+    )
+    panels[0].set_xlabel("lines of history (lines measured)" if counts else "lines of history")
+    panels[0].set_ylabel("share of right emotions")
+    panels[1].set_xticks(
+        range(len(others)),
+        [f"{n.replace('_', ' ')}{f' ({counts[n]})' if n in counts else ''}" for n in others],
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    panels[0].legend(fontsize=7, frameon=False)
+    for number, (name, points) in enumerate(replies.items()):
+        panels[2].plot(
+            *zip(*sorted(points.items())),
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            label=name,
+        )
+    if replies:
+        panels[2].set_xlabel("replies in a row, on its own predictions")
+        panels[2].set_xticks(sorted({n for points in replies.values() for n in points}))
+        panels[2].legend(fontsize=7, frameon=False)
+    for axes in panels:
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.25)
     figure.suptitle(title, fontsize=12)
     return _save(figure, path)

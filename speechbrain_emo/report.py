@@ -79,11 +79,14 @@ def write_report(folder, out=None, mistakes=12, audio_bytes=8e6, data_root=None)
     run = results.read_results(folder)
     metrics = run["metrics"]
     hparams = run.get("hparams") or {}
-    tables = {"Results": results.result_rows(metrics), **verification_tables(metrics)}
+    # Together they are wider than a page.
+    scores, voice = results.split_rows(results.result_rows(metrics))
+    tables = {"Results": scores, "Descriptors": voice, **verification_tables(metrics)}
     tables = {title: _table(rows) for title, rows in tables.items() if rows}
     predictions = _predictions(folder)
-    temperature = (run.get("evaluation") or {}).get("temperature") or {}
-    wrong = worst_mistakes(predictions, mistakes, temperature)
+    evaluation = run.get("evaluation") or {}
+    # A model on another corpus chooses among the labels that both have, here as in the table.
+    wrong = worst_mistakes(predictions, mistakes, evaluation.get("temperature"), evaluation.get("labels"))
     records, told = _records(run, data_root) if wrong and audio_bytes else ({}, None)
     budget = float(audio_bytes)
     for mistake in wrong:
@@ -102,7 +105,7 @@ def write_report(folder, out=None, mistakes=12, audio_bytes=8e6, data_root=None)
         _environment()
         .get_template("report.html")
         .render(
-            title=f"{hparams.get('experiment') or folder.parent.name}, {folder.name}",
+            title=f"{hparams.get('experiment') or folder.absolute().parent.name}, {folder.absolute().name}",
             facts=_facts(run),
             tables=tables,
             diagnoses=metrics.get("diagnoses") or [],
@@ -110,8 +113,14 @@ def write_report(folder, out=None, mistakes=12, audio_bytes=8e6, data_root=None)
             pictures=_pictures(folder),
             mistakes=wrong,
             audio_note=told,
-            check=_data_check(folder, hparams),
-            settings=json.dumps(hparams, indent=1, ensure_ascii=False) if hparams else None,
+            left_out=_left_out(run),
+            lacking=[
+                (key.removesuffix("_not_computed"), reason)
+                for key, reason in sorted(metrics.items())
+                if key.endswith("_not_computed")
+            ],
+            check=_data_check(folder, run),
+            settings=_settings(run),
             numbers=sorted(
                 (k, f"{v:.4f}" if isinstance(v, float) else v)
                 for k, v in metrics.items()
@@ -125,7 +134,7 @@ def write_report(folder, out=None, mistakes=12, audio_bytes=8e6, data_root=None)
     return path
 
 
-def worst_mistakes(predictions, most, temperature=None):
+def worst_mistakes(predictions, most, temperature=None, labels=None):
     """The wrong predictions of which the model was surest.
 
     Arguments
@@ -136,6 +145,8 @@ def worst_mistakes(predictions, most, temperature=None):
         How many.
     temperature : mapping, optional
         Condition -> temperature of the probabilities.
+    labels : sequence of str, optional
+        What the model may choose among. Default: all that it has scores of.
 
     Returns
     -------
@@ -156,12 +167,12 @@ def worst_mistakes(predictions, most, temperature=None):
         condition = next((c for c in results.SYSTEM_CONDITIONS if c in scores), None)
         if condition is None or line.get("emotion") is None:
             continue
-        labels = list(scores[condition])
+        names = [n for n in scores[condition] if labels is None or n in labels]
         values = label_probabilities(
-            list(scores[condition].values()), (temperature or {}).get(condition, 1.0)
+            [scores[condition][n] for n in names], (temperature or {}).get(condition) or 1.0
         )
         best = int(values.argmax())
-        if labels[best] == line["emotion"] or line["emotion"] not in labels:
+        if names[best] == line["emotion"] or line["emotion"] not in names:
             continue
         said, known = line.get("predicted_descriptors") or {}, line.get("descriptors") or {}
         found.append(
@@ -169,9 +180,9 @@ def worst_mistakes(predictions, most, temperature=None):
                 "id": line["id"],
                 "speaker": line.get("speaker"),
                 "reference": line["emotion"],
-                "predicted": labels[best],
+                "predicted": names[best],
                 "probability": float(values[best]),
-                "reference_probability": float(values[labels.index(line["emotion"])]),
+                "reference_probability": float(values[names.index(line["emotion"])]),
                 "transcript": line.get("transcript"),
                 "hypothesis": line.get("hypothesis"),
                 "descriptors": [
@@ -272,6 +283,7 @@ def _facts(run):
     facts = [
         ("command", run.get("command")),
         ("model", run.get("model")),
+        ("corpus", run.get("source")),
         ("manifest", run.get("manifest")),
         ("seed", run.get("seed")),
         ("fold", (run.get("hparams") or {}).get("fold")),
@@ -286,6 +298,19 @@ def _facts(run):
         ("trainable parameters", _sum(run.get("trainable_parameters"))),
     ]
     return [(name, value) for name, value in facts if value is not None]
+
+
+def _settings(run):
+    """Settings of a training, or of an evaluation, as text; None where there are none."""
+    names = ("evaluation", "label_map", "direct", "level", "parts")
+    found = run.get("hparams") or {name: run[name] for name in names if name in run}
+    return json.dumps(found, indent=1, ensure_ascii=False) if found else None
+
+
+def _left_out(run):
+    """What an evaluation did not score, and why, as sentences."""
+    failed = [f"not used: {reason}" for reason in (run.get("failures") or {}).values()]
+    return [*(run.get("findings") or []), *(run.get("left_out") or []), *failed]
 
 
 def _sum(parts):
@@ -307,12 +332,11 @@ def _abstention(metrics):
     return None
 
 
-def _data_check(folder, hparams):
-    """The data check beside the run or its manifests, as plain data, or None."""
-    places = [folder]
-    test = (hparams.get("manifests") or {}).get("test")
-    if test:
-        places.append(Path(test).parent)
+def _data_check(folder, run):
+    """The data check beside the run, its manifests or the evaluated corpus, as plain data, or None."""
+    test = ((run.get("hparams") or {}).get("manifests") or {}).get("test")
+    files = [Path(file) for file in (test, run.get("source"), run.get("manifest")) if file]
+    places = [folder, *(file if file.is_dir() else file.parent for file in files)]
     for place in places:
         file = place / DATA_CHECK_FILE
         if file.is_file():

@@ -979,6 +979,76 @@ def pool_seeds(folders):
     return pooled
 
 
+def next_line_headline(result):
+    """Which number stands for a run about next lines (``evaluation.kind: next_line``).
+
+    Arguments
+    ---------
+    result : dict
+        Content of ``results.json``.
+
+    Returns
+    -------
+    dict or None
+        ``task``, ``phase`` and ``condition`` of its first row of ``prediction``; None for other runs.
+
+    Example
+    -------
+    >>> row = {"phase": "stage2_2", "task": "next", "conditions": ["speech", "gold"]}
+    >>> next_line_headline({"evaluation": {"evaluation": {"kind": "next_line", "prediction": [row]}}})
+    {'task': 'next', 'phase': 'stage2_2', 'condition': 'speech'}
+    """
+    settings = (result.get("evaluation") or {}).get("evaluation") or {}
+    if settings.get("kind") != "next_line" or not settings.get("prediction"):
+        return None
+    row = settings["prediction"][0]
+    return {"task": row["task"], "phase": row["phase"], "condition": row["conditions"][0]}
+
+
+def cost_columns(results):
+    """What runs cost, as cells of a table: means over runs; only what they tell.
+
+    Arguments
+    ---------
+    results : sequence of dict
+        Contents of ``results.json`` of one system.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> cost_columns([{"train_seconds": 60.4, "trainable_parameters": {"a": 2000}, "metrics": {}}])
+    {'trainable (thousands)': 2, 'training (s)': 60}
+    """
+    columns = {}
+    trainable = results[0].get("trainable_parameters") or {}
+    if trainable:
+        columns["trainable (thousands)"] = round(sum(trainable.values()) / 1000)
+
+    def mean(values):
+        known = [v for v in values if v is not None]
+        return float(np.mean(known)) if known else None
+
+    for column, name, unit in (
+        ("training (s)", "train_seconds", 1),
+        ("peak memory (MB)", "peak_memory_bytes", 1e6),
+    ):
+        value = mean([r.get(name) for r in results])
+        if value is not None:
+            columns[column] = round(value / unit)
+    headlines = [next_line_headline(r) for r in results]
+    if all(headlines):
+        latencies = [
+            r["metrics"].get(f"test.{h['task']}.{h['condition']}@{h['phase']}.latency")
+            for r, h in zip(results, headlines)
+        ]
+        if mean(latencies) is not None:
+            columns["one line (s)"] = mean(latencies)
+    return columns
+
+
 def comparison_rows(folders):
     """One row a run, or a row a group of seeds, for RESULTS.md: the headline metrics, parameters and time.
 
@@ -1026,25 +1096,37 @@ def comparison_rows(folders):
             else f"{parts[0].parent.name}, {len(parts)} seeds"
         )
         row = {"run": name}
-        for column, keys in columns.items():
+        headline = next_line_headline(runs[0])
+        own = columns
+        if headline is not None:
+            key = f"test.{headline['task']}.{headline['condition']}@{headline['phase']}.scored"
+            row["next line"] = f"{headline['task']}.{headline['condition']}"
+            own = {
+                "emotion WA": (f"{key}_emotion_wa",),
+                "emotion UA": (f"{key}_emotion_ua",),
+                "macro-F1": (f"{key}_emotion_f1",),
+                "with intensity": (f"{key}_accuracy",),
+            }
+        for column, keys in own.items():
             found = [metrics[k] for k in keys if metrics.get(k) is not None]
             if found:
                 value = found[0]
                 row[column] = (
                     {"mean": value["mean"], "std": value["std"]} if isinstance(value, dict) else value
                 )
-        trainable = runs[0].get("trainable_parameters") or {}
-        if trainable:
-            row["trainable (thousands)"] = round(sum(trainable.values()) / 1000)
-        seconds = [r["train_seconds"] for r in runs if r.get("train_seconds") is not None]
-        if seconds:
-            row["training (s)"] = round(float(np.mean(seconds)))
+        row.update(cost_columns(runs))
         rows.append(row)
     return rows
 
 
 # ---------------------------------------------------------------------------------------------------
 # tables
+
+
+_RECOGNITION_COLUMNS = {"UA": "ua", "WA": "wa", "macro-F1": "macro_f1", "weighted F1": "weighted_f1"}
+# Columns of the result table that are about labels and words; the others are about descriptors.
+_NOT_DESCRIPTORS = {"system", *_RECOGNITION_COLUMNS, "95 % of UA", "unparsable", "ECE"}
+_NOT_DESCRIPTORS |= {"WER", "WER (closed set)", "S/D/I"}
 
 
 def result_rows(metrics, split="test"):
@@ -1098,7 +1180,7 @@ def result_rows(metrics, split="test"):
         sed = descriptors.get(source, {}) if shown else {}
         asr = transcripts.get(source, {}) if shown else {}
         row = {"system": CONDITION_NAMES.get(condition, condition)}
-        for column, name in (("UA", "ua"), ("WA", "wa"), ("macro-F1", "macro_f1")):
+        for column, name in _RECOGNITION_COLUMNS.items():
             if ser.get(name) is not None:
                 row[column] = ser[name]
                 if column == "UA" and ser.get("ua_low") is not None:
@@ -1119,6 +1201,29 @@ def result_rows(metrics, split="test"):
         if len(row) > 1:
             rows.append(row)
     return rows
+
+
+def split_rows(rows):
+    """The result table as two: labels and words, and descriptors.
+
+    Arguments
+    ---------
+    rows : list of dict
+        Of :func:`result_rows`.
+
+    Returns
+    -------
+    tuple of list of dict
+        Rows that would hold a name alone are left out.
+
+    Example
+    -------
+    >>> split_rows([{"system": "a", "UA": 0.5, "pitch": 0.9}, {"system": "b", "UA": 0.4}])
+    ([{'system': 'a', 'UA': 0.5}, {'system': 'b', 'UA': 0.4}], [{'system': 'a', 'pitch': 0.9}])
+    """
+    scores = [{k: v for k, v in row.items() if k in _NOT_DESCRIPTORS} for row in rows]
+    voice = [{k: v for k, v in row.items() if k == "system" or k not in _NOT_DESCRIPTORS} for row in rows]
+    return tuple([row for row in part if len(row) > 1] for part in (scores, voice))
 
 
 def format_cell(value, decimals=3):

@@ -63,6 +63,7 @@ def build(folder):
                 )
         write_manifest(folder / "corpus" / "manifests" / f"{split}.json", records)
         write_manifest(folder / "corpus" / "tts_manifests" / f"{split}.json", lines[split])
+    write_manifest(folder / "corpus" / "manifests" / "lines.json", lines["test"])
     save_encoder(build_tiny_whisper(16, 2, 2, 32, mel_bands=80, window_seconds=2), folder / "encoder")
     build_tiny_llm(
         folder / "llm",
@@ -104,6 +105,8 @@ def build(folder):
             "max_new_tokens": 4,
             "batch_size": 8,
             "replies": [1, 2],
+            "robustness": {"changes": ["noise_0", "telephone"], "limit": 3},
+            "latency_records": 2,
         },
     }
     path = folder / "overlay.yaml"
@@ -127,6 +130,16 @@ def build(folder):
         "evaluation": {"num_lines": 4},
     }
     (folder / "tts_overlay.yaml").write_text(yaml.safe_dump(tts))
+    replies = {
+        "prepare": None,
+        "data_folder": str(folder / "corpus"),
+        "model": str(folder / "run"),
+        "tts": str(folder / "tts"),
+        "asr": None,
+        "num_lines": 3,
+        "output_folder": str(folder / "replies"),
+    }
+    (folder / "replies_overlay.yaml").write_text(yaml.safe_dump(replies))
     return path
 
 

@@ -10,6 +10,7 @@ import random
 import re
 from pathlib import Path
 
+from recipes.MELD.meld_dialogues import write_meld_dialogues
 from speechbrain_emo.dataio.dialogue import make_turn, next_line_record
 from speechbrain_emo.dataio.manifest import (
     Finding,
@@ -190,6 +191,7 @@ def prepare_dailytalk_emotion(
     wordings=(),
     model=None,
     seed=0,
+    meld_folder=None,
 ):
     """Write text manifests of next-line prediction and, where asked for, a small language model with its tokenizer.
 
@@ -213,6 +215,8 @@ def prepare_dailytalk_emotion(
         Sizes of the model: keywords of ``build_tiny_llm``.
     seed : int
         Draws the validation dialogues and the weights.
+    meld_folder : str or pathlib.Path, optional
+        Tables of MELD, whose test scenes go to ``meld.json``: another domain to test in.
 
     Returns
     -------
@@ -253,6 +257,8 @@ def prepare_dailytalk_emotion(
         if not records:
             raise ManifestError(f"{folder}: nothing is left for the {part} part")
         write_manifest(save_folder / f"{part}.json", records)
+    if meld_folder is not None:
+        findings += write_meld_dialogues(meld_folder, save_folder / "meld.json")
     if llm_folder is not None:
         texts = [t["text"] for r in parts["train"].values() for t in (*r["turns"][-2:], r["response"])]
         labels = [f" {i} {e}" for i in INTENSITIES for e in EMOTIONS] + list(EMOTIONS)

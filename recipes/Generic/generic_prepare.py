@@ -41,10 +41,9 @@ def prepare_generic(
         :func:`speechbrain_emo.dataio.corpus_reader.read_any`).
     save_folder : str or pathlib.Path
         Folder for the manifests.
-    labels : sequence of str, optional
-        The experiment's labels. Labels of the corpus that differ in spelling only (``anger`` for ``angry``) become
-        these;
-        others are left out and counted. Default: the corpus's own.
+    labels : sequence of str or str, optional
+        The experiment's labels, or all of them between commas. Labels of the corpus that differ in spelling only
+        (``anger`` for ``angry``) become these; others are left out and counted. Default: the corpus's own.
     label_map : str or pathlib.Path, optional
         YAML or JSON of their label -> our label; null leaves out.
     name : str
@@ -81,6 +80,8 @@ def prepare_generic(
     ManifestError
         If there is nothing to read, or what would be written has a fault.
     """
+    if isinstance(labels, str):  # --labels=angry,sad, as the other commands take it
+        labels = [label.strip() for label in labels.split(",") if label.strip()]
     records, findings, root = read_any(data_folder, pattern, columns, audio_root)
     present = {r["emotion"] for r in records.values() if r.get("emotion") is not None}
     chosen = {k: v for k, v in automatic_map(present, labels).items() if v is not None} if labels else {}
@@ -97,7 +98,13 @@ def prepare_generic(
             f"{data_folder}: none of its labels ({', '.join(sorted(present)) or 'none'}) is one of "
             f"{', '.join(labels or ())}: give a label_map"
         )
-    own = list(labels) if labels else sorted({r["emotion"] for r in records.values()} - {None})
+    left = sorted({r["emotion"] for r in records.values()} - {None})
+    if len(left) == 1 < len(present):
+        raise ManifestError(
+            f"{data_folder}: of its labels ({', '.join(sorted(present))}) only {left[0]!r} is left: a label map names "
+            "every label that is kept, and with labels every one that is not spelt like one of them"
+        )
+    own = list(labels) if labels else left
     return write_fold(
         name,
         records,

@@ -34,6 +34,7 @@ from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, split_hash, write_text_atomically
 from speechbrain_emo.lobes.fastspeech import EmotionalFastSpeech2, acoustic_loss
 from speechbrain_emo.lobes.mel_vocoder import MelSettings, make_vocoder
+from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals
 from speechbrain_emo.prompts.tasks import keyed_random, keyed_seed
 
 logger = logging.getLogger(__name__)
@@ -570,18 +571,6 @@ def mel_cepstral_distortion(mel, reference):
     return float(10.0 / math.log(10.0) * distance[path[:, 0], path[:, 1]].mean())
 
 
-def functionals(samples, settings, num_phones):
-    """What an independent classifier hears of a line: float32 vector of level, pitch, rate and spectrum."""
-    samples = np.pad(np.asarray(samples, dtype=np.float32), (0, max(settings.n_fft - len(samples), 0)))
-    mel, energy = settings.analyse(torch.as_tensor(samples))
-    mel, energy = mel.numpy(), np.log(energy.numpy() + 1e-5)
-    track = pitch_track(samples, settings.sample_rate, settings.hop_length, len(mel), "yin")
-    loud = energy >= np.median(energy)
-    rate = math.log(max(num_phones, 1) / (len(mel) * settings.hop_length / settings.sample_rate))
-    parts = [track[loud].mean(), track[loud].std(), energy.mean(), energy.std(), energy.max(), rate]
-    return np.concatenate([parts, mel[loud].mean(0)[::4], mel[loud].std(0)[::4]]).astype(np.float32)
-
-
 def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
     """Held-out lines with the conditions of their recordings.
 
@@ -604,13 +593,10 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
     -------
     dict
         ``test.tts.duration_error`` (mean absolute, seconds a line), ``.mcd`` (dB), ``.mcd_true_durations``, and the
-        accuracy of the asked emotion by a classifier that was trained on recordings (logistic regression on
-        functionals, speakers' means taken out): ``.emotion_accuracy``, and of the recordings themselves,
-        ``.emotion_accuracy_recorded`` and, through the vocoder, ``.emotion_accuracy_resynthesised``.
+        accuracy of the asked emotion by :class:`EmotionJudge`, which was trained on recordings:
+        ``.emotion_accuracy``, and of the recordings themselves, ``.emotion_accuracy_recorded`` and, through the
+        vocoder, ``.emotion_accuracy_resynthesised``.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
     most = int(evaluation["num_lines"])
     device = next(model.parameters()).device
     test = lines["test"].keys[:: max(len(lines["test"].keys) // most, 1)]
@@ -643,28 +629,14 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
             for k in tqdm(keys, desc=f"listen to {split}", unit="line")
         ]
 
-    sets = {"train": recorded("train", train), "recorded": recorded("test", test), **heard}
-    speakers = {
-        "train": [str(lines["train"].records[k]["speaker"]) for k in train],
-        "test": [str(lines["test"].records[k]["speaker"]) for k in test],
-    }
-    labels = {
-        "train": [lines["train"].records[k]["emotion"] for k in train],
-        "test": [lines["test"].records[k]["emotion"] for k in test],
-    }
-    means = {
-        s: np.mean([x for x, o in zip(sets["train"], speakers["train"]) if o == s], 0)
-        for s in set(speakers["train"])
-    }
-    overall = np.mean(sets["train"], 0)
+    def column(split, keys, name):
+        return [str(lines[split].records[k][name]) for k in keys]
 
-    def centred(name, who):
-        return np.stack([x - means.get(s, overall) for x, s in zip(sets[name], who, strict=True)])
-
-    scaler = StandardScaler().fit(centred("train", speakers["train"]))
-    classifier = LogisticRegression(max_iter=2000).fit(
-        scaler.transform(centred("train", speakers["train"])), labels["train"]
+    judge = EmotionJudge(
+        recorded("train", train), column("train", train, "speaker"), column("train", train, "emotion")
     )
+    heard["recorded"] = recorded("test", test)
+    speakers, asked = column("test", test, "speaker"), np.array(column("test", test, "emotion"))
     metrics = {
         "test.tts.duration_error": float(np.mean(errors)),
         "test.tts.mcd": float(np.mean(distances)),
@@ -672,8 +644,8 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
         "test.tts.num_lines": len(test),
     }
     for name, key in (("spoken", ""), ("recorded", "_recorded"), ("resynthesised", "_resynthesised")):
-        found = classifier.predict(scaler.transform(centred(name, speakers["test"])))
-        metrics[f"test.tts.emotion_accuracy{key}"] = float(np.mean(found == np.array(labels["test"])))
+        found = judge.labels(heard[name], speakers)
+        metrics[f"test.tts.emotion_accuracy{key}"] = float(np.mean(found == asked))
     return metrics
 
 

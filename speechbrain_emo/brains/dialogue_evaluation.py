@@ -7,6 +7,7 @@ in the YAML chooses it. Key of a number: ``<split>.<task>.<condition>@<phase>.<m
 
 import json
 import logging
+import pathlib
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from speechbrain_emo import results
+from speechbrain_emo.brains.distributed import gather, world
 from speechbrain_emo.brains.speech_data import renumber_audios
-from speechbrain_emo.brains.speech_llm_brain import _world
+from speechbrain_emo.dataio.audio_changes import change_audio
 from speechbrain_emo.dataio.feature_cache import audio_segments
 from speechbrain_emo.dataio.manifest import write_text_atomically
 from speechbrain_emo.metrics.asr import word_errors
@@ -26,7 +28,7 @@ from speechbrain_emo.metrics.dialogue import (
     presence_probe,
     template_overlap,
 )
-from speechbrain_emo.prompts.tasks import TRANSCRIPT, TRANSCRIPT_SLOTS
+from speechbrain_emo.prompts.tasks import TRANSCRIPT, TRANSCRIPT_SLOTS, keyed_seed
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ class DialogueEvaluation:
         self.batch_size = self.settings.get("batch_size", 16)
         self.model = experiment.brain.unwrapped()
         self.lines = []
+        #: One of ``audio_changes.FAULTS``: audio is read anew, changed and encoded. None: as the records give it.
+        self.change = None
         self._slots = {}
         self._styled = {}
         self._text_is_measured = False
@@ -90,15 +94,29 @@ class DialogueEvaluation:
         segment = audio_segments(data.records[index])[audio]
         key = (segment["wav"], segment.get("start"), segment.get("stop"))
         if key not in self._slots:
-            (loaded,) = data.records.audio(index, [audio])
-            batch = data.collate_audio([loaded]).to(self.device)
             with torch.no_grad(), self.brain.evaluation_ctx:
-                output = self.model.front_end(*self.model.features(batch))
+                if self.change is None:
+                    (loaded,) = data.records.audio(index, [audio])
+                    batch = data.collate_audio([loaded]).to(self.device)
+                    features = self.model.features(batch)
+                else:
+                    features = self._changed(segment)
+                output = self.model.front_end(*features)
             # On the CPU: all slots of a large test set would not leave room for the language model.
             self._slots[key] = {
                 kind: x[0, : int(output.slot_lengths[kind][0])].cpu() for kind, x in output.slots.items()
             }
         return self._slots[key]
+
+    def _changed(self, segment):
+        """Features and frames of an audio after :attr:`change`; the cache holds audio as it is only."""
+        encoder = self.experiment.encoder.to(self.device)
+        waveform = self.experiment._load(segment)
+        place = [pathlib.Path(segment["wav"]).name, segment.get("start"), segment.get("stop")]
+        seed = keyed_seed("change", self.change, *place)
+        waveform = change_audio(waveform, encoder.sample_rate, self.change, seed)
+        output = encoder(waveform[None].to(self.device), torch.tensor([len(waveform)], device=self.device))
+        return output.features, output.num_frames
 
     def sources(self, task, condition):
         """Kind -> source of a task's slots under a condition."""
@@ -143,7 +161,7 @@ class DialogueEvaluation:
         -------
         dict of int to str
         """
-        rank, world_size = _world()
+        rank, world_size = world()
         records = self.experiment.data[split].records
         made = [(i, build(records[i])) for i in self.numbers(split)]
         made = [(i, e) for i, e in made if e is not None][rank::world_size]
@@ -161,11 +179,7 @@ class DialogueEvaluation:
 
     @staticmethod
     def _gathered(found):
-        if _world()[1] == 1:
-            return found
-        parts = [None] * _world()[1]
-        torch.distributed.all_gather_object(parts, found)
-        return {i: value for part in parts for i, value in part.items()}
+        return dict(gather(list(found.items())))
 
     def note(self, split, task, condition, answers, **more):
         """Keep answers for ``answers.jsonl``."""
@@ -244,7 +258,7 @@ class DialogueEvaluation:
 
     def scored(self, split, build, candidates, order):
         """Mean log-likelihood of every candidate answer: record number -> list; ranks share the records."""
-        rank, world_size = _world()
+        rank, world_size = world()
         records, found = self.experiment.data[split].records, {}
         order = order[rank::world_size]
         for start in range(0, len(order), self.batch_size):
@@ -315,7 +329,7 @@ class DialogueEvaluation:
         Both are taken along the styled answer, its end token included.
         """
         task, records = self.tasks[self.settings["dialogue_task"]], self.experiment.data[split].records
-        rank, world_size = _world()
+        rank, world_size = world()
         order, found = sorted(styled)[rank::world_size], {}
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]

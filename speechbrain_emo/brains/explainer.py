@@ -141,8 +141,9 @@ class Explainer:
         all_prompts : bool
             Also score under every wording of the label task.
         permutations : dict of str to list of int, optional
-            For a slot kind, whose embeddings each recording gets instead of its own (an intervention: what
-            depends on the kind is destroyed, what does not stays).
+            For a slot kind, the number of the audio whose embeddings each recording gets instead of its own (an
+            intervention: what depends on the kind is destroyed, what does not stays). Audios beyond the records'
+            own, which come first, serve this alone.
         chains : dict of str to list of dict, optional
             Further conditions of a model with a chain task: name -> for each record the fields (as text) that the
             label is scored after.

@@ -7,19 +7,22 @@ the emotions of the history: ``speech`` (embeddings), ``gold`` (labels as words)
 label, and a GRU over the emotion embeddings without any language model.
 """
 
+import contextlib
 import copy
 import functools
 import json
 import logging
+import statistics
 import time
 from collections import Counter
 
 import torch
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_emo import results
+from speechbrain_emo import plots, results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation
-from speechbrain_emo.brains.speech_llm_brain import _world
+from speechbrain_emo.brains.distributed import world
+from speechbrain_emo.dataio.audio_changes import FAULTS
 from speechbrain_emo.dataio.manifest import write_text_atomically
 from speechbrain_emo.lobes.history_gru import HistoryGRU
 from speechbrain_emo.metrics.classification import classification_scores
@@ -85,9 +88,11 @@ class NextLineEvaluation:
     ---------
     experiment : SpeechLLMExperiment
         With ``evaluation.kind: next_line``. Keys of ``evaluation``: ``recognition`` and ``prediction`` (lists of
-        ``phase`` and ``task``, prediction with ``conditions``), and optionally ``num_beams``, ``max_new_tokens``,
-        ``batch_size``, ``limit`` (test records), ``replies`` (numbers of replies in a row at which consistency is
-        measured), ``gru`` (``phase``, ``task``, ``hidden_size``, ``epochs``, ``lr``).
+        ``phase`` and ``task``, prediction with ``conditions``, and ``split`` where it is another than ``test``), and
+        optionally ``num_beams``, ``max_new_tokens``, ``batch_size``, ``limit`` (test records), ``replies`` (numbers of
+        replies in a row at which consistency is measured), ``gru`` (``phase``, ``task``, ``hidden_size``,
+        ``epochs``, ``lr``), ``robustness`` (``changes`` of the audio, of ``audio_changes.FAULTS``, and ``limit``, about
+        so many records), ``latency_records`` (records whose seconds are taken one by one; 10).
 
     Example
     -------
@@ -124,7 +129,7 @@ class NextLineEvaluation:
                 if row["phase"] == phase:
                     metrics.update(getattr(self, kind)(row))
         for row in self.settings.get("prediction") or ():
-            metrics.update(self.simple_baselines(row["task"]))
+            metrics.update(self.simple_baselines(row["task"], row.get("split", "test")))
         brain.load_best(self.experiment.schedule.keys[-1])
         self.tools.forget_slots()
         if if_main_process():
@@ -184,10 +189,72 @@ class NextLineEvaluation:
         metrics[f"{key}.unmatched"] = sum(written[i] is None for i in order) / len(order)
         metrics[f"{key}.seconds"] = seconds
         metrics[f"{key}.count"] = len(order)
-        for i in order:
-            line = {"id": records[i]["id"], "task": task.name, "condition": condition, "phase": phase}
-            self.lines.append({**line, "written": written[i], "scored": best[i], "truth": truth[i]})
+        metrics[f"{key}.latency"] = self.latency(
+            split, order, lambda i: self._score_one(split, i, build, task)
+        )
+        metrics.update(self._sizes(key, heard=CONDITIONS[condition][0] == "speech"))
+        self._note(split, task, condition, phase, order, best, truth, written)
         return metrics, best, truth
+
+    def _note(self, split, task, condition, phase, order, best, truth, written=None):
+        """Keep answers for ``answers.jsonl``: labels of records by number, or in order."""
+        records = self.experiment.data[split].records
+        for i in order:
+            line = {"id": records[i]["id"], "split": split, "task": task.name, "condition": condition}
+            line.update(phase=phase, scored=best[i], truth=truth[i])
+            self.lines.append({**line, **({} if written is None else {"written": written[i]})})
+
+    def _score_one(self, split, i, build, task):
+        candidates = [self.tools.packer.answer_ids(task.answer_fields(v)) for v in task.values]
+        self.tools.score_examples(split, [i], [build(self.experiment.data[split].records[i])], candidates)
+
+    def latency(self, split, order, answer):
+        """Median seconds that one record takes by itself, from its recordings on.
+
+        Arguments
+        ---------
+        split : str
+            Name of a manifest.
+        order : sequence of int
+            Numbers of records; some of them, evenly spread, are taken.
+        answer : callable
+            Number -> whatever is timed.
+
+        Returns
+        -------
+        float
+        """
+        most = int(self.settings.get("latency_records", 10))
+        # Text alone has no audio to read anew.
+        live = None if self.experiment.encoder is None else "clean"
+        seconds = []
+        with self._audio(live):
+            for i in order[:: max(len(order) // most, 1)][:most]:
+                self.tools.forget_slots()
+                started = time.perf_counter()
+                answer(i)
+                seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds)
+
+    @contextlib.contextmanager
+    def _audio(self, change):
+        """Another source of audio for a while; slots computed before are kept for after it."""
+        kept, self.tools._slots, self.tools.change = self.tools._slots, {}, change
+        try:
+            yield
+        finally:
+            self.tools._slots, self.tools.change = kept, None
+
+    def _sizes(self, key, heard, others=0, llm=True):
+        """Parameters that a row needs, and their bytes; ``others``: parameters beside the model's."""
+        run = self.experiment
+        modules = [run.llm] if llm else []
+        modules += [m for m in (run.encoder, run.model.front_end) if m is not None] if heard else []
+        weights = [p for m in modules for p in m.parameters()]
+        return {
+            f"{key}.parameters": sum(p.numel() for p in weights) + others,
+            f"{key}.weights_bytes": sum(p.numel() * p.element_size() for p in weights) + 4 * others,
+        }
 
     def _emotions(self, task):
         return list(dict.fromkeys(split_label(v)[1] for v in task.values))
@@ -195,22 +262,75 @@ class NextLineEvaluation:
     def recognition(self, row):
         """What is heard in one recording (stages 1-1 and 1-2)."""
         task = self.experiment.tasks[row["task"]]
-        metrics, _, _ = self.measured(
-            task, "speech", row["phase"], lambda record: task.build(record) if task.applies(record) else None
-        )
+
+        def build(record):
+            return task.build(record) if task.applies(record) else None
+
+        metrics, _, _ = self.measured(task, "speech", row["phase"], build)
+        metrics.update(self.robustness(task, row["phase"], build))
         return metrics
 
     def prediction(self, row):
         """The next line under every condition, and where it fails."""
-        task, metrics = self.experiment.tasks[row["task"]], {}
+        task, metrics, split = self.experiment.tasks[row["task"]], {}, row.get("split", "test")
         for condition in row["conditions"]:
-            own, best, truth = self.measured(
-                task, condition, row["phase"], functools.partial(self.build, task, condition=condition)
-            )
+            build = functools.partial(self.build, task, condition=condition)
+            own, best, truth = self.measured(task, condition, row["phase"], build, split)
             metrics.update(own)
-            metrics.update(self.by_kind(task, condition, row["phase"], best, truth))
+            metrics.update(self.by_kind(task, condition, row["phase"], best, truth, split))
+            if condition == "speech" and split == "test":
+                metrics.update(self.robustness(task, row["phase"], build))
         if row.get("consistency"):
-            metrics.update(self.consistency(task, row["phase"]))
+            metrics.update(self.consistency(task, row["phase"], split))
+        return metrics
+
+    def robustness(self, task, phase, build, split="test"):
+        """Most likely labels after faults of the audio, over some records.
+
+        Arguments
+        ---------
+        task : EmotionTask or NextLineTask
+            What is asked.
+        phase : str
+            Whose weights are loaded.
+        build : callable
+            record -> Example, or None to leave it out.
+        split : str
+            Name of a manifest.
+
+        Returns
+        -------
+        dict
+            ``robust_<fault>.<task>.speech@<phase>.<metric>``; nothing where the YAML asks for no ``robustness``.
+
+        Raises
+        ------
+        ValueError
+            If a fault is unknown.
+        """
+        settings = self.settings.get("robustness")
+        if not settings:
+            return {}
+        unknown = [c for c in settings["changes"] if c not in FAULTS]
+        if unknown:
+            raise ValueError(
+                f"evaluation.robustness: unknown changes {unknown}; allowed: {', '.join(FAULTS)}"
+            )
+        records = self.experiment.data[split].records
+        order = [i for i in self.tools.numbers(split) if build(records[i]) is not None]
+        order = order[:: max(len(order) // int(settings.get("limit") or len(order)), 1)]
+        candidates = [self.tools.packer.answer_ids(task.answer_fields(v)) for v in task.values]
+        truth, metrics = [task.label(records[i]) for i in order], {}
+        for change in dict.fromkeys(("clean", *settings["changes"])):
+            with self._audio(change):
+                scored = self.tools.scored(split, build, candidates, order)
+            found = [task.values[max(range(len(scored[i])), key=scored[i].__getitem__)] for i in order]
+            scores = label_scores(
+                truth, found, self._emotions(task), self.intensities if task.intensity else ()
+            )
+            key = f"robust_{change}.{task.name}.speech@{phase}"
+            metrics.update({f"{key}.{k}": v for k, v in scores.items()})
+            metrics[f"{key}.count"] = len(order)
         return metrics
 
     def build(self, task, record, condition):
@@ -239,7 +359,9 @@ class NextLineEvaluation:
             for name in names:
                 groups.setdefault(name, []).append(right)
         key = f"{split}.{task.name}.{condition}@{phase}"
-        return {f"{key}.wa_{name}": sum(rows) / len(rows) for name, rows in sorted(groups.items())}
+        metrics = {f"{key}.wa_{name}": sum(rows) / len(rows) for name, rows in sorted(groups.items())}
+        metrics.update({f"{key}.count_{name}": len(rows) for name, rows in sorted(groups.items())})
+        return metrics
 
     def consistency(self, task, phase, split="test"):
         """The n-th reply in a row when the model hears its own predictions as the emotions of the lines before.
@@ -253,7 +375,7 @@ class NextLineEvaluation:
             if task.applies(records[i]) and records[i]["id"].rpartition("_")[2].isdigit():
                 name, _, number = records[i]["id"].rpartition("_")
                 talks.setdefault(name, []).append((int(number), i))
-        rank, world_size = _world()
+        rank, world_size = world()
         mine = sorted(talks)[rank::world_size]
         predicted, found = {name: {} for name in mine}, {}
         candidates = [self.tools.packer.answer_ids(task.answer_fields(v)) for v in task.values]
@@ -297,7 +419,8 @@ class NextLineEvaluation:
         )
         whole = Counter(task.label(train[i]) for i in range(len(train)) if task.applies(train[i]))
         records = self.experiment.data[split].records
-        rows = [records[i] for i in range(len(records)) if task.applies(records[i])]
+        numbers = [i for i in range(len(records)) if task.applies(records[i])]
+        rows = [records[i] for i in numbers]
         truth = [task.label(r) for r in rows]
         guesses = {"majority": [whole.most_common(1)[0][0]] * len(rows)}
         if not task.intensity:
@@ -310,6 +433,8 @@ class NextLineEvaluation:
                 truth, predictions, self._emotions(task), self.intensities if task.intensity else ()
             )
             metrics.update({f"{split}.{task.name}.{condition}.{k}": v for k, v in scores.items()})
+            by_number = (dict(zip(numbers, labels, strict=True)) for labels in (predictions, truth))
+            self._note(split, task, condition, None, numbers, *by_number)
         return metrics
 
     def gru(self, row):
@@ -342,36 +467,52 @@ class NextLineEvaluation:
                     kept = (valid, copy.deepcopy(model.state_dict()))
         model.load_state_dict(kept[1])
         trained = time.time() - started
-        started = time.time()
         with torch.no_grad():
             best = model(*parts["test"][:2]).argmax(1).tolist()
+        truth, found = ([task.values[i] for i in numbers] for numbers in (parts["test"][2], best))
         scores = label_scores(
-            [task.values[i] for i in parts["test"][2]],
-            [task.values[i] for i in best],
+            truth,
+            found,
             self._emotions(task),
             self.intensities if task.intensity else (),
         )
         key = f"test.{task.name}.gru@{row['phase']}"
         metrics = {f"{key}.{k}": v for k, v in scores.items()}
-        metrics[f"{key}.seconds"] = (time.time() - started) / len(best)
         metrics[f"{key}.train_seconds"] = trained
-        metrics[f"{key}.parameters"] = sum(p.numel() for p in model.parameters())
+        own = sum(p.numel() for p in model.parameters())
+        metrics[f"{key}.own_parameters"] = own
+        metrics.update(self._sizes(key, heard=True, others=own, llm=False))
+        order = parts["test"][3]
+
+        @torch.no_grad()
+        def answer(i):
+            features, same = self._history(task, "test", i)
+            model([features], [same])
+
+        metrics[f"{key}.latency"] = self.latency("test", order, answer)
+        by_number = (dict(zip(order, labels, strict=True)) for labels in (found, truth))
+        self._note("test", task, "gru", row["phase"], order, *by_number)
         return metrics
 
     def _histories(self, task, split):
-        """(utterance features, same speaker, label numbers) of the records whose history is spoken."""
-        records, rows = self.experiment.data[split].records, ([], [], [])
+        """(utterance features, same speaker, label numbers, record numbers) of the records with a spoken history."""
+        records, rows = self.experiment.data[split].records, ([], [], [], [])
         for i in range(len(records)):
-            record = records[i]
-            if self.build(task, record, "speech") is None:
+            if self.build(task, records[i], "speech") is None:
                 continue
-            turns = task.history(record)
-            features = [self.tools.slots(split, i, t["audio"])["emotion"].float().mean(0) for t in turns]
-            same = [float(t.get("speaker") == record["response"].get("speaker")) for t in turns]
-            rows[0].append(torch.stack(features))
-            rows[1].append(torch.tensor(same))
-            rows[2].append(task.values.index(task.label(record)))
+            features, same = self._history(task, split, i)
+            values = (features, same, task.values.index(task.label(records[i])), i)
+            for column, value in zip(rows, values, strict=True):
+                column.append(value)
         return rows
+
+    def _history(self, task, split, i):
+        """Mean emotion embedding of every turn of a record, (turns, d), and whether the next speaker said it."""
+        record = self.experiment.data[split].records[i]
+        turns = task.history(record)
+        features = [self.tools.slots(split, i, t["audio"])["emotion"].float().mean(0) for t in turns]
+        same = [float(t.get("speaker") == record["response"].get("speaker")) for t in turns]
+        return torch.stack(features), torch.tensor(same)
 
 
 def _gru_loss(model, part, some):
@@ -420,7 +561,13 @@ def next_line_table(metrics, settings):
     def row(title, key):
         columns = ("accuracy", "emotion_wa", "emotion_ua", "emotion_f1", "intensity_wa", "intensity_f1")
         own = {c: metrics.get(f"{key}.scored_{c}", metrics.get(f"{key}.{c}")) for c in columns}
-        return {"row": title, **own, "written": metrics.get(f"{key}.accuracy")}
+        out = {"row": title, **own, "written": metrics.get(f"{key}.accuracy")}
+        if metrics.get(f"{key}.parameters") is not None:
+            out["parameters (thousands)"] = round(metrics[f"{key}.parameters"] / 1000)
+            out["weights (MB)"] = round(metrics[f"{key}.weights_bytes"] / 1e6, 1)
+        if metrics.get(f"{key}.latency") is not None:
+            out["one line (s)"] = metrics[f"{key}.latency"]
+        return out
 
     parts, rows = [], []
     for entry in settings.get("recognition") or ():
@@ -428,29 +575,95 @@ def next_line_table(metrics, settings):
             row(f"heard: {entry['task']}@{entry['phase']}", f"test.{entry['task']}.speech@{entry['phase']}")
         )
     for entry in settings.get("prediction") or ():
+        split = entry.get("split", "test")
+        place = "" if split == "test" else f"{split}: "
         for condition in entry["conditions"]:
             name = f"{entry['task']}.{condition}@{entry['phase']}"
-            rows.append(row(name, f"test.{name}"))
+            rows.append(row(f"{place}{name}", f"{split}.{name}"))
         for condition in ("majority", "copy_last", "copy_own"):
-            rows.append(row(f"{entry['task']}.{condition}", f"test.{entry['task']}.{condition}"))
+            name = f"{entry['task']}.{condition}"
+            rows.append(row(f"{place}{name}", f"{split}.{name}"))
     if settings.get("gru"):
         name = f"{settings['gru']['task']}.gru@{settings['gru']['phase']}"
         rows.append(row(name, f"test.{name}"))
     parts.append(results.format_table(rows))
     rows = []
     for entry in settings.get("prediction") or ():
+        split = entry.get("split", "test")
         for condition in entry["conditions"]:
-            key = f"test.{entry['task']}.{condition}@{entry['phase']}.wa_"
-            found = {k.removeprefix(key): v for k, v in metrics.items() if k.startswith(key)}
-            found = {k: v for k, v in sorted(found.items(), key=lambda x: _number(x[0]))}
-            rows.append({"emotion by": f"{entry['task']}.{condition}@{entry['phase']}", **found})
-        key = f"test.{entry['task']}.replies@{entry['phase']}."
+            name = f"{entry['task']}.{condition}@{entry['phase']}"
+            found = by_group(metrics, f"{split}.{name}")
+            rows.append({"emotion by": name if split == "test" else f"{split}: {name}", **found})
+        key = f"{split}.{entry['task']}.replies@{entry['phase']}."
         found = {k.removeprefix(key): v for k, v in metrics.items() if k.startswith(key)}
         if found:
             parts.append(results.format_table([{"replies in a row": entry["task"], **found}]))
     if rows:
         parts.append(results.format_table(rows))
+    rows = fault_rows(metrics)
+    if rows:
+        parts.append(results.format_table(rows))
     return "\n\n".join(parts)
+
+
+def by_group(metrics, key, what="wa"):
+    """Accuracy of the emotion (or ``count``) by group of a row, lengths of the history in order.
+
+    Example
+    -------
+    >>> by_group({"k.wa_history_10": 0.1, "k.wa_history_2": 0.2, "k.wa_stay": 0.3}, "k")
+    {'history_2': 0.2, 'history_10': 0.1, 'stay': 0.3}
+    """
+    start = f"{key}.{what}_"
+    found = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
+    return dict(sorted(found.items(), key=lambda x: _number(x[0])))
+
+
+def next_line_pictures(metrics, settings, folder):
+    """Where it fails, as ``next_line_<task>.png`` for every row of ``prediction``.
+
+    Arguments
+    ---------
+    metrics : dict
+        Of :meth:`NextLineEvaluation.run`.
+    settings : mapping
+        The YAML's ``evaluation``.
+    folder : pathlib.Path
+        Where to.
+    """
+    for entry in settings.get("prediction") or ():
+        split, name = entry.get("split", "test"), f"{entry['task']}.%s@{entry['phase']}"
+        keys = {c: f"{split}.{name % c}" for c in entry["conditions"]}
+        groups = {c: by_group(metrics, key) for c, key in keys.items()}
+        replies = {}
+        for title, what in (("right", "wa"), ("as with the true history", "agreement")):
+            found = by_group(metrics, f"{split}.{name % 'replies'}", what)
+            if found:
+                replies[title] = {int(n): v for n, v in found.items()}
+        counts = by_group(metrics, next(iter(keys.values())), "count")
+        own = entry["task"] if split == "test" else f"{entry['task']}_{split}"
+        plots.plot_next_line(groups, replies, folder / f"next_line_{own}.png", counts)
+
+
+def fault_rows(metrics):
+    """Rows of the table of faults: emotion and whole label of every robustness row.
+
+    Example
+    -------
+    >>> found = {"robust_noise_10.next.speech@s.emotion_wa": 0.5, "robust_noise_10.next.speech@s.accuracy": 0.4}
+    >>> fault_rows(found)
+    [{'audio': 'white noise, SNR 10 dB', 'next.speech@s: emotion_wa': 0.5, 'next.speech@s: accuracy': 0.4}]
+    """
+    rows = []
+    for fault, title in FAULTS.items():
+        start, row = f"robust_{fault}.", {}
+        for key, value in metrics.items():
+            name, _, metric = key.removeprefix(start).rpartition(".")
+            if key.startswith(start) and "@" in name and metric in ("emotion_wa", "emotion_ua", "accuracy"):
+                row[f"{name}: {metric}"] = value
+        if row:
+            rows.append({"audio": title, **row})
+    return rows
 
 
 def _number(name):

@@ -224,7 +224,7 @@ def training_pictures(experiment):
     plots.plot_training_curves(log, folder / "training.png")
 
 
-def confusion_pictures(metrics, labels, folder):
+def confusion_pictures(metrics, labels, folder, of="held-out speakers"):
     """A confusion matrix of each of the system's headline conditions.
 
     Arguments
@@ -235,11 +235,13 @@ def confusion_pictures(metrics, labels, folder):
         The labels in order.
     folder : pathlib.Path
         Where ``confusion_<condition>.png`` goes.
+    of : str
+        Whose recordings, for the title.
     """
     for condition in ("own_chain", "speech"):
         confusion = metrics.get(f"test.ser.{condition}.confusion")
         if confusion is not None:
-            title = f"label|{condition}, held-out speakers"
+            title = f"label|{condition}, {of}"
             plots.plot_confusion_matrix(
                 np.array(confusion), labels, folder / f"confusion_{condition}.png", title
             )

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_emo.brains.checkpointing import JsonState, RandomState, load_module, save_module
 from speechbrain_emo.brains.diagnoses import diagnose_epoch
+from speechbrain_emo.brains.distributed import gather, world
 from speechbrain_emo.brains.speech_data import StepSampler, step_loader
 from speechbrain_emo.lobes.information_bottleneck import ActiveUnits, frame_mask
 from speechbrain_emo.prompts.tasks import keyed_seed
@@ -26,18 +27,11 @@ logger = logging.getLogger(__name__)
 WEIGHTS = ("front_end", "llm")
 
 
-def _world():
-    """(rank, world size)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
 def _all_sum(values, device):
     """Sum a dict of floats over all ranks, in float64."""
     names = sorted(values)
     total = torch.tensor([float(values[n]) for n in names], dtype=torch.float64, device=device)
-    if _world()[1] > 1:
+    if world()[1] > 1:
         torch.distributed.all_reduce(total)
     return dict(zip(names, total.tolist()))
 
@@ -138,7 +132,17 @@ class SpeechLLMBrain(sb.Brain):
         checkpoint = self.checkpointer.find_checkpoint()
         if checkpoint is not None:
             self._enter(self.schedule.at(self.schedule.first_epoch(checkpoint.meta["phase"])))
-            self.checkpointer.load_checkpoint(checkpoint)
+            if self._is_complete(checkpoint):
+                # Nothing is drawn any more: what is left, an evaluation, may run on another number of processes.
+                names = [n for n in self.checkpointer.recoverables if n != "random_state"]
+                self.checkpointer.load_only(checkpoint, names)
+            else:
+                self.checkpointer.load_checkpoint(checkpoint)
+
+    def _is_complete(self, checkpoint):
+        """Whether a checkpoint was written at the end of the last epoch."""
+        counter = checkpoint.paramfiles["epoch_counter"].read_text(encoding="utf-8")
+        return checkpoint.meta["end-of-epoch"] and int(counter) >= self.schedule.num_epochs
 
     def on_stage_start(self, stage, epoch=None):
         """Enter the epoch's phase and plan the epoch."""
@@ -159,7 +163,7 @@ class SpeechLLMBrain(sb.Brain):
             if self.step == 0:
                 # Dropout: what was drawn before training, for a cache say, must not change it. A run that goes on in
                 # the middle of an epoch has its generators from the checkpoint.
-                torch.manual_seed(keyed_seed("epoch", self.seed, epoch, _world()[0]))
+                torch.manual_seed(keyed_seed("epoch", self.seed, epoch, world()[0]))
             plans = self._plans(position, epoch)
             if self.progress["steps_of_phase"] is None:
                 self.progress["steps_of_phase"] = len(plans) * position.phase.epochs
@@ -170,7 +174,7 @@ class SpeechLLMBrain(sb.Brain):
                 f"{100 * waste:.1f} % of the packed positions are padding"
             )
         elif stage == sb.Stage.VALID:
-            phase, rank_world = self.position.phase, _world()
+            phase, rank_world = self.position.phase, world()
             items = self.valid_data.all_items(sorted(phase.tasks), phase.corpora) if self._validates() else []
             if self._validates() and not items and len(self.valid_data):
                 raise ValueError(
@@ -189,7 +193,7 @@ class SpeechLLMBrain(sb.Brain):
                 f"phase {position.phase.name!r}: no training record has an answer for "
                 f"{', '.join(sorted(position.phase.tasks))} (corpora: {dict(position.phase.corpora)})"
             )
-        rank, world_size = _world()
+        rank, world_size = world()
         return self.train_planner.plan(
             items,
             position.phase.batch_size,
@@ -210,10 +214,16 @@ class SpeechLLMBrain(sb.Brain):
         # The reducer of DDP is built for the parameters that train; another phase needs another one.
         self.modules["model"] = self.model
         self.model.set_trainable(phase.groups)
+        self.print_trainable_parameters()
         self._wrap_distributed()
         if not keep_optimizer:
             self.init_optimizers()
         self.position = position
+
+    def print_trainable_parameters(self):
+        """Log how many parameters the phase trains; before the first phase all are frozen, which needs no warning."""
+        if self.modules["model"].trainable_names:
+            super().print_trainable_parameters()
 
     def init_optimizers(self):
         """One optimiser of two groups: matrices with weight decay; biases, norms and layer weights without."""
@@ -254,7 +264,7 @@ class SpeechLLMBrain(sb.Brain):
         for kind in sorted(branches):
             counts[f"frames/{kind}"] = sum(m.num_frames for m in batch if kind in m.speech_kinds)
         counts = _all_sum(counts, self.device)
-        world_size = _world()[1]
+        world_size = world()[1]
         lr = phase.lr_at(step, num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -339,11 +349,8 @@ class SpeechLLMBrain(sb.Brain):
         """Log the epoch, look for failure signatures, save a checkpoint."""
         raw = {k: v for k, v in self._sums.items() if k not in ("beta", "lr")}
         # Ranks see different branches and sources; the union of names makes the reduction line up.
-        names = [sorted(raw)]
-        if _world()[1] > 1:
-            names = [None] * _world()[1]
-            torch.distributed.all_gather_object(names, sorted(raw))
-        sums = _all_sum({n: raw.get(n, 0.0) for part in names for n in part}, self.device)
+        names = gather(sorted(raw))
+        sums = _all_sum({n: raw.get(n, 0.0) for n in names}, self.device)
         stats = {}
         if sums.get("tokens"):
             stats = {

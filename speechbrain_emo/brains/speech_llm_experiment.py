@@ -14,7 +14,6 @@ import time
 import numpy as np
 import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
-from speechbrain.utils.train_logger import TensorboardLogger
 from tqdm import tqdm
 
 from speechbrain_emo import plots, results
@@ -30,11 +29,16 @@ from speechbrain_emo.brains.checkpointing import AtomicCheckpointer, load_module
 from speechbrain_emo.brains.diagnoses import diagnose_results
 from speechbrain_emo.brains.dialogue_evaluation import DialogueEvaluation, dual_table
 from speechbrain_emo.brains.dialogue_targets import prepare_targets
+from speechbrain_emo.brains.distributed import gather, world
 from speechbrain_emo.brains.explainer import Explainer, as_result
-from speechbrain_emo.brains.next_line_evaluation import NextLineEvaluation, next_line_table
-from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords
+from speechbrain_emo.brains.next_line_evaluation import (
+    NextLineEvaluation,
+    next_line_pictures,
+    next_line_table,
+)
+from speechbrain_emo.brains.speech_data import SpeechData, SpeechRecords, read_ahead
 from speechbrain_emo.brains.speech_language_model import SpeechLanguageModel
-from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain, _world
+from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain
 from speechbrain_emo.brains.verification import Verification, verification_tables
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.descriptors import Thresholds
@@ -60,6 +64,8 @@ NOT_SETTINGS = (
 EVALUATIONS = ("emotion", "dual", "next_line")
 # Wanted share of errors among what is answered (`evaluation.abstain_risk`; 0: the model never abstains).
 ABSTAIN_RISK = 0.1
+# Recordings of similar length among which slots are exchanged (`evaluation.interventions`).
+EXCHANGE_GROUP = 32
 # Training recordings that are measured where the preparation has not (`evaluation.measure`; 0: none).
 MEASURED = 600
 
@@ -170,6 +176,9 @@ class SpeechLLMExperiment:
         )
 
     def _brain(self):
+        # Imported here: SpeechBrain's module warns of torchvision, also where nothing is trained.
+        from speechbrain.utils.train_logger import TensorboardLogger
+
         hparams = self.hparams
         if if_main_process():
             self.output_folder.mkdir(parents=True, exist_ok=True)
@@ -305,7 +314,7 @@ class SpeechLLMExperiment:
         all_prompts : bool
             Also score under every wording.
         shuffled : str, optional
-            A slot kind whose embeddings are exchanged between the recordings of a batch.
+            A slot kind whose embeddings every recording gets from another one (:func:`exchange_partners`).
         limit : int, optional
             Only every so many-th recording, about this many in all.
 
@@ -315,29 +324,27 @@ class SpeechLLMExperiment:
             Lines of ``predictions.jsonl`` in the manifest's order, on every rank.
         """
         data, explainer = self.data[split], self.explainer()
-        rank, world_size = _world()
+        rank, world_size = world()
         # Similar lengths together; the order of the output does not depend on it.
         order = sorted(range(len(data.records)), key=lambda i: (data.records[i]["duration"], i))
-        order = order[:: max(len(order) // limit, 1) if limit else 1][rank::world_size]
-        size = self.hparams["evaluation"].get("batch_size", 16)
+        order = order[:: max(len(order) // limit, 1) if limit else 1]
+        partners = exchange_partners(order) if shuffled is not None else {}
+        own, size = order[rank::world_size], self.hparams["evaluation"].get("batch_size", 16)
+        batches = [own[start : start + size] for start in range(0, len(own), size)]
+        # A partner may be of another batch, or of another process: it is read beside the batch.
+        heard = [list(dict.fromkeys([*b, *(partners[i] for i in b if partners)])) for b in batches]
+        audios = read_ahead(
+            data.records.audio, [i for part in heard for i in part], self.hparams.get("num_workers", 0)
+        )
         lines = []
-        for start in tqdm(range(0, len(order), size), desc=f"evaluate {split}", disable=rank > 0):
-            numbers = order[start : start + size]
+        for numbers, part in zip(tqdm(batches, desc=f"evaluate {split}", disable=rank > 0), heard):
             records = [data.records[i] for i in numbers]
-            audio = data.collate_audio([data.records.audio(i)[0] for i in numbers]).to(self.brain.device)
+            audio = data.collate_audio([next(audios)[0] for _ in part]).to(self.brain.device)
+            exchange = {shuffled: [part.index(partners[i]) for i in numbers]} if partners else None
             with self.brain.evaluation_ctx:
-                exchange = None
-                if shuffled is not None:
-                    # Neighbours in length may be alike in speed, so partners are half a batch apart.
-                    half = len(numbers) // 2
-                    exchange = {shuffled: [(k + max(half, 1)) % len(numbers) for k in range(len(numbers))]}
                 predictions = explainer.explain(records, audio, gold, all_prompts, exchange)
             lines += [(i, as_result(p, r, self.format)) for i, p, r in zip(numbers, predictions, records)]
-        if world_size > 1:
-            gathered = [None] * world_size
-            torch.distributed.all_gather_object(gathered, lines)
-            lines = [line for part in gathered for line in part]
-        return [line for _, line in sorted(lines, key=lambda x: x[0])]
+        return [line for _, line in sorted(gather(lines), key=lambda x: x[0])]
 
     def prefix_changes(self, lines, split, count):
         """How many of ``count`` utterances get another answer when they are alone in a batch."""
@@ -412,6 +419,7 @@ class SpeechLLMExperiment:
                 metrics["test.next.oracle.accuracy"] = oracle["pair"]
             self.write_results(metrics)
             reports.training_pictures(self)
+            next_line_pictures(metrics, self.hparams["evaluation"], self.output_folder)
             print(next_line_table(metrics, self.hparams["evaluation"]))
             if self.hparams.get("oracle"):
                 print(
@@ -677,6 +685,34 @@ class SpeechLLMExperiment:
             },
             **purpose,
         )
+
+
+def exchange_partners(order, group=EXCHANGE_GROUP):
+    """Whose embeddings each recording gets when a slot kind is exchanged; no batch and no process has a part in it.
+
+    Arguments
+    ---------
+    order : sequence of int
+        Recordings by length.
+    group : int
+        Recordings among which partners are sought: their lengths are alike.
+
+    Returns
+    -------
+    dict of int to int
+
+    Example
+    -------
+    >>> exchange_partners([5, 3, 8, 1])
+    {5: 8, 3: 1, 8: 5, 1: 3}
+    """
+    partners = {}
+    for start in range(0, len(order), group):
+        some = list(order[start : start + group])
+        # Neighbours in length may be alike in speed, so partners are half a group apart.
+        half = max(len(some) // 2, 1)
+        partners.update(zip(some, some[half:] + some[:half]))
+    return partners
 
 
 def explain_settings(settings):

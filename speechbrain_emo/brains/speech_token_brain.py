@@ -17,16 +17,11 @@ from speechbrain.utils.distributed import if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_emo.brains.checkpointing import JsonState, RandomState, save_module
+from speechbrain_emo.brains.distributed import world
 from speechbrain_emo.dataio.manifest import write_text_atomically
 from speechbrain_emo.lobes.speech_token_lm import UNUSED
 
 logger = logging.getLogger(__name__)
-
-
-def _world():
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def save_objective(objective, path):
@@ -187,8 +182,8 @@ class SpeechTokenBrain(sb.Brain):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         counts = torch.tensor(self._counts(batch), dtype=torch.float64, device=self.device)
-        _, world = _world()
-        if world > 1:
+        _, world_size = world()
+        if world_size > 1:
             torch.distributed.all_reduce(counts)
         num_tokens, num_emotions = counts.clamp(min=1).tolist()
         total = 0.0
@@ -204,8 +199,8 @@ class SpeechTokenBrain(sb.Brain):
                             loss = loss + 0.0 * parameter.flatten()[0]
                 self.check_loss_isfinite(loss)
                 # DistributedDataParallel averages over ranks; the loss is a sum over them.
-                self.scaler.scale(loss * world).backward()
-            total += loss.detach() * world
+                self.scaler.scale(loss * world_size).backward()
+            total += loss.detach() * world_size
             self._add(found)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -260,7 +255,7 @@ class SpeechTokenBrain(sb.Brain):
             logger.info(f"Phase {position.key}: {', '.join(self.model.trainable_names)} train")
         self.position = position
         self.train_steps.set_epoch(epoch)
-        torch.manual_seed((self.hparams.seed * 100003 + epoch) * 1009 + _world()[0])
+        torch.manual_seed((self.hparams.seed * 100003 + epoch) * 1009 + world()[0])
 
     def _stats(self):
         sums = self.sums

@@ -197,6 +197,12 @@ class SpeechTokenExperiment:
         )
         if self.hparams.get("initial_lm"):
             lm.load_weights(load_speech_token_lm(self.hparams["initial_lm"]).weights(), without_film=True)
+        elif self.hparams.get("start_from_levels"):
+            if self.tokenizer.levels is None:
+                raise ValueError(
+                    "start_from_levels: this speech tokenizer does not tell the levels of its quantiser"
+                )
+            lm.start_from_levels(self.tokenizer.levels)
         return lm
 
     def _classifier(self, name, number, rows):
@@ -205,7 +211,9 @@ class SpeechTokenExperiment:
         epochs, lr, batch_size = (settings.pop(key) for key in ("epochs", "lr", "batch_size"))
         seed = int(self.hparams["seed"]) + 1000 * (number + 1)
         torch.manual_seed(seed)
-        classifier = TokenEmotionClassifier(self.tokenizer.vocab_size, len(self.markup.labels), **settings)
+        classifier = TokenEmotionClassifier(
+            self.tokenizer.vocab_size, len(self.markup.labels), levels=self.tokenizer.levels, **settings
+        )
         stamp = {"settings": plain_hparams(dict(self.hparams["classifier"])), "seed": seed}
         stamp["rows"] = rows.digest(("speech", "speech_words", "word_labels"))
         stamp["labels"] = list(self.markup.labels)

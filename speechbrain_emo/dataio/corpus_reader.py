@@ -522,7 +522,8 @@ def read_any(source, pattern=None, columns=None, audio_root=None, check_files=Tr
     pattern, columns : optional
         As in :func:`read_folder` and :func:`read_table`. With a pattern, tables in the folder are not read.
     audio_root : str or pathlib.Path, optional
-        What relative paths, and ``{data_root}`` of a manifest, start from; default: the source's folder.
+        What relative paths, and ``{data_root}`` of a manifest, start from; default: what the preparation that wrote
+        the manifest says, else the source's folder.
     check_files : bool
         As in :func:`read_table`.
 
@@ -560,7 +561,7 @@ def read_any(source, pattern=None, columns=None, audio_root=None, check_files=Tr
                             **record,
                             "subset": split,
                         }
-            return records, [], str(audio_root or source)
+            return records, [], str(audio_root or prepared_root(source) or source)
         tables = [] if pattern is not None else _tables_of(source)
         if len(tables) > 1:
             names = ", ".join(t.name for t in tables)
@@ -574,8 +575,32 @@ def read_any(source, pattern=None, columns=None, audio_root=None, check_files=Tr
         raise ManifestError(f"{source}: a table is one of {', '.join(TABLES)}")
     root = str(audio_root or source.parent)
     if _is_manifest(source):
+        root = str(audio_root or prepared_root(source.parent) or source.parent)
         return json.loads(source.read_text(encoding="utf-8")), [], root
     return *read_table(source, root, columns, check_files), root
+
+
+def prepared_root(folder):
+    """What ``{data_root}`` of a preparation's manifests stands for, where ``preparation.json`` beside them says it.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Of the manifests.
+
+    Returns
+    -------
+    str or None
+
+    Example
+    -------
+    >>> prepared_root("no/such/folder") is None
+    True
+    """
+    file = Path(folder) / "preparation.json"
+    if not file.is_file():
+        return None
+    return json.loads(file.read_text(encoding="utf-8")).get("data_root")
 
 
 def _tables_of(folder):

@@ -203,6 +203,7 @@ def write_fold(
     )
     summary = {
         "corpus": corpus,
+        "data_root": str(data_folder.resolve()),
         "fold": split.fold,
         **(settings or {}),
         "speakers": {name: sorted({r["speaker"] for r in part.values()}) for name, part in parts.items()},
@@ -330,6 +331,7 @@ def prepare_corpora(
     check_and_write(parts, save_folder, "all corpora", logger, labels=labels, replacements=roots, audio="off")
     summary = {
         "corpora": settings,
+        "data_root": str(data_folder.resolve()),
         "num_records": {
             part: {name: sum(r["corpus"] == name for r in records.values()) for name in settings}
             for part, records in parts.items()

@@ -316,12 +316,18 @@ class ConversationalTTS(Pretrained):
                 f"{', '.join(inventory.emotions)}: train it with the labels of the reasoning model"
             )
         self.acoustic, self.inventory, self.g2p = model.to(self.device), inventory, content["g2p"]
+        self.mel = settings
         self.vocoder = make_vocoder(vocoder or content["vocoder"], settings, content.get("vocoder_source"))
 
     # -- listening and reasoning ---------------------------------------------------------------------------
 
     def _turns(self, dialogue, speakers, transcripts, emotions):
         """Turns as a record holds them, before anything was heard."""
+        for name, value in (("dialogue", dialogue), ("speakers", speakers)):
+            if value is None or isinstance(value, (str, Path)):
+                raise ConversationError(
+                    f"{name} is {value!r}: give a list with one entry a turn, also where there is one turn only"
+                )
         given = [transcripts, emotions]
         if (
             not len(dialogue)
@@ -491,8 +497,9 @@ class ConversationalTTS(Pretrained):
         Raises
         ------
         ConversationError
-            If there is no such voice.
+            If there is no such voice, or no synthesiser.
         """
+        self._need_synthesiser()
         name, known = (
             str(self.voices.get(speaker, self.voices.get(str(speaker), speaker))),
             self.inventory.speakers,
@@ -502,8 +509,15 @@ class ConversationalTTS(Pretrained):
         if name.isdigit() and int(name) < len(known):
             return known[int(name)]
         raise ConversationError(
-            f"speaker {speaker!r} has no voice: set voices[{speaker!r}] to one of {', '.join(known)}"
+            f"speaker {speaker!r} has no voice: give a number from 0 to {len(known) - 1}, or set voices[{speaker!r}] "
+            f"to one of {', '.join(known)}"
         )
+
+    def _need_synthesiser(self):
+        if self.acoustic is None:
+            raise ConversationError(
+                "there is no synthesiser: give tts=FOLDER (python train.py hparams/demo_jelly_tts.yaml makes one)"
+            )
 
     @torch.no_grad()
     def say(self, text, voice, emotion, intensity=None, pace=1.0):
@@ -532,10 +546,7 @@ class ConversationalTTS(Pretrained):
         ConversationError
             If there is no synthesiser, or it does not know a label.
         """
-        if self.acoustic is None:
-            raise ConversationError(
-                "there is no synthesiser: give tts=FOLDER (python train.py hparams/demo_jelly_tts.yaml makes one)"
-            )
+        self._need_synthesiser()
         started, seconds = time.perf_counter(), {}
         try:
             ids = {
@@ -560,11 +571,20 @@ class ConversationalTTS(Pretrained):
         Returns
         -------
         SpokenReply
+
+        Raises
+        ------
+        ConversationError
+            As of :meth:`predict`, and if there is no synthesiser, no voice for the speaker, or nothing to say in the
+            line.
+        AudioError
+            If a recording cannot be read.
         """
+        # What cannot be said is told before the listening, not after it.
+        voice = self.voice_of(speaker)
+        text_to_phones(str(text or ""), self.g2p)
         prediction = self.predict(dialogue, speakers, text, speaker, transcripts, emotions)
-        samples, rate, seconds = self.say(
-            prediction.text, self.voice_of(speaker), prediction.emotion, prediction.intensity
-        )
+        samples, rate, seconds = self.say(prediction.text, voice, prediction.emotion, prediction.intensity)
         prediction.seconds.update(seconds)
         return SpokenReply(samples, rate, prediction)
 

@@ -5,19 +5,25 @@ saved predictions, as everywhere (``results``).
 """
 
 import copy
+import functools
+import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from speechbrain_emo import results
+from speechbrain_emo.brains import reports
+from speechbrain_emo.brains.distributed import gather, world
 from speechbrain_emo.brains.explainer import as_result
+from speechbrain_emo.brains.speech_data import read_ahead
 from speechbrain_emo.brains.speech_language_model import AudioBatch
 from speechbrain_emo.dataio.audio import AudioError, load_audio
 from speechbrain_emo.dataio.labels import apply_label_map, automatic_map
-from speechbrain_emo.dataio.manifest import ManifestError
+from speechbrain_emo.dataio.manifest import ManifestError, write_manifest
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,31 @@ def map_corpus(records, model_labels, label_map=None):
     return MappedCorpus(kept, labels, {k: chosen.get(k) or None for k in present}, notes)
 
 
-def predict_corpus(model, records, batch_size=16, direct=False, level=None, progress=True):
-    """Predictions of a model for many records, whatever their order and the batch.
+def _heard(record, sample_rate, max_duration):
+    """(waveform, None) of a record, or (None, why it cannot be used)."""
+    start, stop = record.get("start"), record.get("stop")
+    try:
+        return load_audio(record["wav"], sample_rate, start, stop, max_duration=max_duration), None
+    except AudioError as error:
+        return None, str(error)
+
+
+def _gain(records, hear, level, num_workers, progress):
+    """Factor that brings the median level of the recordings to ``level`` dB; the same on every process."""
+    rank, count = world()
+    own = list(records.values())[rank::count]
+    powers = []
+    audios = read_ahead(hear, own, num_workers)
+    for waveform, _ in tqdm(audios, total=len(own), desc="levels", unit="file", disable=not progress):
+        powers.append(float(waveform.square().mean()) if waveform is not None else 0.0)
+    levels = [10 * math.log10(power) for power in gather(powers) if power > 0]
+    return 10 ** ((level - statistics.median(levels)) / 20) if levels else 1.0
+
+
+def predict_corpus(model, records, batch_size=16, direct=False, level=None, progress=True, num_workers=0):
+    """Predictions of a model for many records, whatever their order, the batch and the number of processes.
+
+    Processes of one group (``torchrun``) share the records; every one gets all predictions.
 
     Arguments
     ---------
@@ -109,6 +138,8 @@ def predict_corpus(model, records, batch_size=16, direct=False, level=None, prog
         Median level of the corpus in dB of full scale: one gain for all recordings. Default: as recorded.
     progress : bool
         Show a progress bar.
+    num_workers : int
+        Processes that read audio while the model is busy.
 
     Returns
     -------
@@ -125,32 +156,13 @@ def predict_corpus(model, records, batch_size=16, direct=False, level=None, prog
     explainer = copy.copy(model.explainer)
     if direct:
         explainer.chain_task = explainer.transcript_task = None
-    waveforms, failures = {}, {}
-
-    def load(key):
-        record = records[key]
-        waveform = load_audio(
-            record["wav"],
-            model.sample_rate,
-            record.get("start"),
-            record.get("stop"),
-            max_duration=model.max_duration,
-        )
-        return model.check_length(waveform, str(record["wav"]))
-
-    gain = 1.0
-    if level is not None:
-        levels = []
-        for key in tqdm(records, desc="levels", unit="file", disable=not progress):
-            try:
-                power = float(load(key).square().mean())
-            except AudioError:
-                continue
-            if power > 0:
-                levels.append(10 * torch.log10(torch.tensor(power)).item())
-        gain = 10 ** ((level - statistics.median(levels)) / 20) if levels else 1.0
-    order = sorted(records, key=lambda k: (records[k].get("duration") or 0.0, k))
-    found = {}
+    hear = functools.partial(_heard, sample_rate=model.sample_rate, max_duration=model.max_duration)
+    rank, count = world()
+    progress = progress and rank == 0
+    gain = 1.0 if level is None else _gain(records, hear, level, num_workers, progress)
+    # Similar lengths together, dealt out in turn: the processes have the same amount of work.
+    order = sorted(records, key=lambda k: (records[k].get("duration") or 0.0, k))[rank::count]
+    waveforms, found = {}, []
 
     def flush():
         keys = list(waveforms)
@@ -160,30 +172,35 @@ def predict_corpus(model, records, batch_size=16, direct=False, level=None, prog
         with torch.no_grad(), model.inference_ctx:
             predictions = explainer.explain(rows, audio)
         for key, prediction, row in zip(keys, predictions, rows):
-            found[key] = as_result(prediction, row, explainer.format)
+            found.append((key, as_result(prediction, row, explainer.format), None))
         bar.update(len(keys))
         waveforms.clear()
 
     with tqdm(total=len(order), desc="evaluate", unit="file", disable=not progress) as bar:
-        for key in order:
+        audios = read_ahead(hear, [records[key] for key in order], num_workers)
+        for key, (waveform, reason) in zip(order, audios):
             try:
-                waveforms[key] = load(key) * gain
+                if waveform is None:
+                    raise AudioError(reason)
+                waveforms[key] = model.check_length(waveform, str(records[key]["wav"])) * gain
             except AudioError as error:
-                failures[key] = str(error)
+                found.append((key, None, str(error)))
                 bar.update(1)
-                continue
             if len(waveforms) == batch_size:
                 flush()
         if waveforms:
             flush()
-    if not found:
+    found = {key: (line, reason) for key, line, reason in gather(found)}
+    lines = [found[key][0] for key in records if found[key][0] is not None]
+    failures = {key: found[key][1] for key in records if found[key][1] is not None}
+    if not lines:
         raise ValueError(
             f"none of {len(records)} recordings can be used; the first: {next(iter(failures.values()))}"
         )
-    return [found[key] for key in records if key in found], failures
+    return lines, failures
 
 
-def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_resamples=10000):
+def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_resamples=10000, java=False):
     """Every metric of such predictions, over the labels that both sides have.
 
     The model chooses among these labels alone; ``ua_all_labels`` and ``wa_all_labels`` let it choose among all of its
@@ -204,6 +221,8 @@ def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_
         Descriptors to score.
     num_resamples : int
         Of the bootstrap over speakers.
+    java : bool
+        Whether METEOR and SPICE of the descriptions may start Java.
 
     Returns
     -------
@@ -222,7 +241,7 @@ def score_corpus(lines, mapped, temperature=None, language="en", fields=(), num_
         language,
         temperature=temperature,
         num_resamples=num_resamples,
-        java=False,
+        java=java,
     )
     for condition in lines[0]["scores"]:
         answers = [max(line["scores"][condition], key=line["scores"][condition].get) for line in lines]
@@ -250,8 +269,13 @@ def evaluate_corpus(
     language=None,
     context=None,
     progress=True,
+    num_workers=0,
+    java=False,
 ):
-    """Predict, score and write ``predictions.jsonl`` and ``results.json``.
+    """Predict, score and write what ``report`` reads.
+
+    ``predictions.jsonl``, ``results.json``, ``manifest.json`` (the records under the model's labels) and confusion
+    matrices.
 
     Arguments
     ---------
@@ -263,16 +287,19 @@ def evaluate_corpus(
         Folder of the results.
     label_map : dict, optional
         As in :func:`map_corpus`.
-    batch_size, direct, level, progress :
+    batch_size, direct, level, progress, num_workers :
         As in :func:`predict_corpus`.
     language : str, optional
         Of the transcripts; default: the model's.
+    java : bool
+        As in :func:`score_corpus`.
     context : dict, optional
         What else ``results.json`` says.
 
     Returns
     -------
-    metrics : dict
+    metrics : dict or None
+        None on all processes of a group but the main one, which alone scores and writes.
     mapped : MappedCorpus
     failures : dict of str to str
 
@@ -282,7 +309,9 @@ def evaluate_corpus(
         If nothing can be evaluated.
     """
     mapped = map_corpus(records, model.labels, label_map)
-    lines, failures = predict_corpus(model, mapped.records, batch_size, direct, level, progress)
+    lines, failures = predict_corpus(model, mapped.records, batch_size, direct, level, progress, num_workers)
+    if world()[0] > 0:
+        return None, mapped, failures
     chain = "own_chain" in lines[0]["scores"]
     fields = list(model.explainer.format.descriptor_names) if chain else []
     options = {
@@ -293,9 +322,12 @@ def evaluate_corpus(
         "language": language or model.language,
         "fields": [f for f in fields if any(line["descriptors"].get(f) for line in lines)],
     }
-    metrics = score_corpus(lines, mapped, **options)
+    metrics = score_corpus(lines, mapped, java=java, **options)
     metrics["test.num_failures"] = len(failures)
     results.write_predictions(out, lines)
+    manifest = Path(out) / "manifest.json"
+    write_manifest(manifest, mapped.records)
+    reports.confusion_pictures(metrics, mapped.labels, Path(out), "the evaluated corpus")
     run = results.run_context(
         evaluation={"labels": mapped.labels, **options},
         label_map=mapped.label_map,
@@ -303,6 +335,7 @@ def evaluate_corpus(
         failures=failures,
         direct=direct,
         level=level,
+        manifest=str(manifest),
         **(context or {}),
     )
     results.write_results(out, metrics, run)

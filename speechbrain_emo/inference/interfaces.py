@@ -374,12 +374,18 @@ class EmotionExplainer(Pretrained):
             )
             for name, value in explanation.descriptors.items()
         ]
+        warnings = list(explanation.warnings)
+        if self.thresholds is None:
+            warnings.append(
+                "nothing is measured: the model holds no quantiles of its training set "
+                "(python -m speechbrain_emo calibrate FOLDER adds them)"
+            )
         summary = {
-            "title": f"{explanation.name}: {explanation.answer}",
+            "title": f"{Path(explanation.name).name}: {explanation.answer}",
             "transcript": explanation.transcript,
             "probabilities": explanation.probabilities,
             "rows": rows,
-            "warnings": explanation.warnings,
+            "warnings": warnings,
             "f0_edges": pitch,
         }
         return plot_explanation(

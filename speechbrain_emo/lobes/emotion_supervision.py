@@ -14,12 +14,14 @@ Open in the paper: one decision a token or one a word (``granularity``). Axis le
 tokens, V vocabulary, W words, D embedding, K emotions.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_emo.lobes.fsq import FSQ
 from speechbrain_emo.lobes.stored import load_stored, save_stored
 
 SUPERVISIONS = ("text", "speech", "predicted", "none")
@@ -72,10 +74,18 @@ class TokenEmotionClassifier(nn.Module):
         Tokens that a state sees, odd; two layers.
     dropout : float
         On the embeddings and before the last layer.
+    levels : sequence of int, optional
+        Of the quantiser that made the tokens (:class:`FSQ`): embeddings come from the level in each dimension, so that
+        rare tokens learn from common ones. Without it every token has a row of its own.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is even, or the levels make another number of tokens.
 
     Example
     -------
-    >>> classifier = TokenEmotionClassifier(27, 4, 8).eval()
+    >>> classifier = TokenEmotionClassifier(27, 4, 8, levels=[3, 3, 3]).eval()
     >>> tokens, words = torch.randint(0, 27, (1, 6)), torch.tensor([[0, 0, 0, 1, 1, -1]])
     >>> hard = classifier(tokens, torch.tensor([6]), words, 2)
     >>> soft = classifier(F.one_hot(tokens, 27).float(), torch.tensor([6]), words, 2)
@@ -83,25 +93,38 @@ class TokenEmotionClassifier(nn.Module):
     (torch.Size([1, 2, 4]), True)
     """
 
-    def __init__(self, vocab_size, num_emotions, size=64, kernel=5, dropout=0.1):
+    def __init__(self, vocab_size, num_emotions, size=64, kernel=5, dropout=0.1, levels=None):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel is {kernel}; it must be odd")
+        if levels is not None and math.prod(levels) != vocab_size:
+            raise ValueError(f"levels {list(levels)} make {math.prod(levels)} tokens, not {vocab_size}")
         self.arguments = {
             "vocab_size": int(vocab_size),
             "num_emotions": int(num_emotions),
             "size": int(size),
             "kernel": int(kernel),
             "dropout": float(dropout),
+            "levels": None if levels is None else [int(level) for level in levels],
         }
         self.vocab_size, self.num_emotions = int(vocab_size), int(num_emotions)
-        self.embedding = nn.Embedding(vocab_size, size)
+        if levels is None:
+            self.embedding = nn.Embedding(vocab_size, size)
+        else:
+            self.register_buffer("levels", FSQ(levels).level_table(), persistent=False)
+            self.embedding = nn.Sequential(
+                nn.Linear(self.levels.shape[1], 2 * size), nn.GELU(), nn.Linear(2 * size, size)
+            )
         self.convolutions = nn.ModuleList(
             nn.Conv1d(size, size, kernel, padding=kernel // 2) for _ in range(2)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(size, num_emotions)
+
+    def table(self):
+        """Embeddings of all tokens, (V, D)."""
+        return self.embedding.weight if self.arguments["levels"] is None else self.embedding(self.levels)
 
     def forward(self, tokens, lengths, words, num_words):
         """Logits of words.
@@ -122,7 +145,8 @@ class TokenEmotionClassifier(nn.Module):
         torch.Tensor
             (B, W, K); of words without a token those of a zero state.
         """
-        x = tokens @ self.embedding.weight if tokens.is_floating_point() else self.embedding(tokens)
+        table = self.table()
+        x = tokens @ table if tokens.is_floating_point() else F.embedding(tokens, table)
         valid = (torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None])[..., None]
         x = self.dropout(x)
         for convolution, norm in zip(self.convolutions, self.norms):
@@ -300,7 +324,7 @@ class TokenObjective(nn.Module):
             return None, None
         num_words = batch.word_labels.shape[1]
         if self.supervision == "predicted":
-            distribution = self.predicted_tokens(output.speech_logits)
+            distribution = self.predicted_tokens(output.speech_logits())
             logits = self.classifier(distribution, batch.speech_lengths, batch.speech_words, num_words)
             _, there = pool_words(
                 logits.new_zeros(*batch.speech_words.shape, 1), batch.speech_words, num_words

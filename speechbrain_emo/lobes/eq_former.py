@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from speechbrain_emo.lobes.feature_statistics import FeatureStatistics
 from speechbrain_emo.lobes.information_bottleneck import frame_mask
 from speechbrain_emo.lobes.vib_front_end import FrontEndOutput
 
@@ -126,6 +127,9 @@ class EQFormer(nn.Module):
         False for the ablation: the frames themselves are projected, one position a pooled frame.
     output_scale : float
         Initial root mean square of an entry of the slot, see ``SlotAdapter``.
+    standardize : bool
+        Whether features are standardised with statistics of the training set, see ``FeatureStatistics``;
+        :meth:`fit_statistics` measures them. Beyond the paper: for few recordings.
 
     Raises
     ------
@@ -158,6 +162,7 @@ class EQFormer(nn.Module):
         tltr=True,
         q_former=True,
         output_scale=0.02,
+        standardize=False,
     ):
         super().__init__()
         if num_queries < 1 or qformer_size % qformer_heads:
@@ -166,6 +171,7 @@ class EQFormer(nn.Module):
                 f"divide qformer_size {qformer_size}"
             )
         self.num_layers, self.input_size, self.llm_size = num_layers, input_size, llm_size
+        self.statistics = FeatureStatistics(num_layers, input_size) if standardize else None
         self.tltr = TLTR(input_size, time_heads, layer_heads) if tltr else None
         self.norm = nn.LayerNorm(input_size)
         self.queries = self.q_former = None
@@ -233,6 +239,17 @@ class EQFormer(nn.Module):
             rest += [self.q_former, self.queries]
         return {"front_end.tltr": [] if self.tltr is None else [self.tltr], "front_end.q_former": rest}
 
+    def fit_statistics(self, utterances):
+        """Measure what ``standardize`` needs; without it, nothing happens and nothing is read.
+
+        Arguments
+        ---------
+        utterances : iterable of torch.Tensor
+            Training features of one utterance each, float, shape (T, L, D).
+        """
+        if self.statistics is not None:
+            self.statistics.fit(utterances)
+
     def frames(self, features, num_frames):
         """What the queries attend to.
 
@@ -249,7 +266,10 @@ class EQFormer(nn.Module):
             Float (N, T, D), 0 at padding, and the mask of valid frames, bool (N, T).
         """
         mask = frame_mask(num_frames, features.shape[1])
-        x = features.to(self.norm.weight.dtype).masked_fill(~mask[..., None, None], 0.0)
+        x = features.to(self.norm.weight.dtype)
+        if self.statistics is not None:
+            x = self.statistics.frames(x)
+        x = x.masked_fill(~mask[..., None, None], 0.0)
         x = x.mean(2) if self.tltr is None else self.tltr(x, mask)
         return self.norm(x).masked_fill(~mask[..., None], 0.0), mask
 

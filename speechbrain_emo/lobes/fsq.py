@@ -111,6 +111,27 @@ class FSQ(nn.Module):
         places = tokens[..., None] // self.basis % self.sizes
         return (places - self.sizes // 2).float() / self._scale(places.float())
 
+    def level_table(self):
+        """What each token is made of: a one at the level of every dimension.
+
+        Tokens that differ in one dimension share all else; a table of V unrelated rows would have to learn that token
+        by token.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (V, sum of the levels).
+
+        Example
+        -------
+        >>> FSQ([2, 3]).level_table()[3].tolist()  # level 1 of 2, level 1 of 3
+        [0.0, 1.0, 0.0, 1.0, 0.0]
+        """
+        tokens = torch.arange(self.vocab_size, device=self.basis.device)
+        places = tokens[:, None] // self.basis % self.sizes
+        columns = [nn.functional.one_hot(places[:, q], size) for q, size in enumerate(self.levels)]
+        return torch.cat(columns, dim=1).float()
+
 
 class FSQOutput:
     """What :class:`FSQ` gives.

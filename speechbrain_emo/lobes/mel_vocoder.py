@@ -5,6 +5,7 @@ float32 (samples,).
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torchaudio
@@ -172,6 +173,8 @@ class HiFiGAN(nn.Module):
 
     Raises
     ------
+    FileNotFoundError
+        If ``source`` can only be a folder, and there is none.
     ValueError
         If the vocoder's bands or its hop are not those of the settings.
     """
@@ -180,7 +183,12 @@ class HiFiGAN(nn.Module):
         super().__init__()
         from speechbrain.inference.vocoders import HIFIGAN
 
-        self.sample_rate = settings.sample_rate
+        source = str(source)
+        if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/"))):
+            raise FileNotFoundError(
+                f"{source} is no folder of a HiFi-GAN (hyperparams.yaml, generator.ckpt) and no hub name (OWNER/NAME)"
+            )
+        self.sample_rate, self.hop_length = settings.sample_rate, settings.hop_length
         self.vocoder = HIFIGAN.from_hparams(source=source)
         self.check(settings)
 
@@ -203,8 +211,11 @@ class HiFiGAN(nn.Module):
 
     @torch.no_grad()
     def forward(self, mel):
-        """mel float32 (T, M) -> float32 (samples,)."""
-        return self.vocoder.decode_batch(mel.T[None])[0, 0].cpu()
+        """mel float32 (T, M) -> float32 (samples,): T hops."""
+        samples = self.vocoder.decode_batch(mel.T[None])[0, 0].cpu()
+        # SpeechBrain repeats the first and the last frame some times and keeps their sound.
+        extra = max(len(samples) - len(mel) * self.hop_length, 0) // 2
+        return samples[extra : extra + len(mel) * self.hop_length]
 
 
 def make_vocoder(name, settings, source=None):

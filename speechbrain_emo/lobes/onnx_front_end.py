@@ -68,6 +68,11 @@ class OnnxSpeechTokenizer(nn.Module):
         self.log_mel = WhisperLogMel(128)
 
     @property
+    def levels(self):
+        """Of the published quantiser; None for a tokenizer of another size, whose levels no file tells."""
+        return (3,) * 8 if self.vocab_size == PUBLISHED_VOCABULARY else None
+
+    @property
     def fingerprint(self):
         """Hash of the file."""
         return _digest(self.source)

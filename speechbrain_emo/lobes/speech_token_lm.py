@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from speechbrain_emo.lobes import token_layout
 from speechbrain_emo.lobes.e_film import EFiLM
+from speechbrain_emo.lobes.fsq import FSQ
 from speechbrain_emo.lobes.stored import CONFIG, WEIGHTS, save_stored
 
 #: What only the body's own text output uses; tied to the embedding in the published model and never needed here.
@@ -107,15 +108,27 @@ class TokenOutput:
         Modulated text embeddings, (B, S, D).
     states : torch.Tensor
         (B, T, D): the body's state that predicts each speech token; it has not seen that token.
-    speech_logits : torch.Tensor
-        (B, T, V): scores of speech tokens in those states, zero on padding.
+    spoken : torch.Tensor
+        bool (M,): which of them are speech tokens.
+    places : tuple of torch.Tensor
+        Row and number of the speech token of each of those.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
     text: torch.Tensor
     states: torch.Tensor
-    speech_logits: torch.Tensor
+    spoken: torch.Tensor
+    places: tuple
+
+    def speech_logits(self):
+        """Scores of speech tokens in the states that predict them: (B, T, V), zero on padding.
+
+        Made on request: at V = 6561 it is the largest tensor of a training step, and one objective alone needs it.
+        """
+        size = self.logits.shape[1] - 3
+        made = self.logits.new_zeros(*self.states.shape[:2], size)
+        return made.index_put(self.places, self.logits[self.spoken][:, :size])
 
 
 class _Body(nn.Module):
@@ -214,6 +227,42 @@ class SpeechTokenLM(nn.Module):
                 film_init_std,
                 embedding_scale=std,
             )
+
+    @torch.no_grad()
+    def start_from_levels(self, levels):
+        """Start embedding and head of speech tokens from what the tokens are made of.
+
+        Random rows must learn each of V tokens by itself, and small data hold most of them a few times only. Here
+        tokens that share levels of the quantiser start alike, in the input and in the scores. Not in the papers, whose
+        data are large; names and shapes stay.
+
+        Arguments
+        ---------
+        levels : sequence of int
+            Of the quantiser (:class:`FSQ`).
+
+        Raises
+        ------
+        ValueError
+            If they make another number of tokens.
+
+        Example
+        -------
+        >>> model = SpeechTokenLM({"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        ...                        "num_attention_heads": 2, "num_key_value_heads": 1}, 4, num_speech_tokens=9)
+        >>> model.start_from_levels([3, 3])
+        >>> row = model.speech_embedding.weight
+        >>> torch.allclose(row[1] - row[0], row[4] - row[3], atol=1e-6)  # the same step of the first dimension
+        True
+        """
+        table = FSQ(levels).level_table().to(self.llm_decoder.weight.device)
+        if len(table) != self.num_speech_tokens:
+            raise ValueError(f"levels {list(levels)} make {len(table)} tokens, not {self.num_speech_tokens}")
+        for weight in (self.speech_embedding.weight, self.llm_decoder.weight):
+            rows = weight[: self.num_speech_tokens]
+            made = table @ torch.randn(table.shape[1], self.size, device=weight.device)
+            made = made - made.mean(0)
+            rows.copy_(made * (rows.std() / made.std()))
 
     # -- facts ---------------------------------------------------------------------------------------------
 
@@ -424,9 +473,8 @@ class SpeechTokenLM(nn.Module):
             targets=torch.where(spoken, true, special),
             text=text,
             states=states.new_zeros(*shape, self.size).index_put(where, chosen[spoken]),
-            speech_logits=logits.new_zeros(*shape, self.num_speech_tokens).index_put(
-                where, logits[spoken][:, : self.num_speech_tokens]
-            ),
+            spoken=spoken,
+            places=where,
         )
 
 

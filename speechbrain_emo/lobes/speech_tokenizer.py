@@ -195,6 +195,11 @@ class SpeechTokenizer(nn.Module):
         return self.fsq.vocab_size
 
     @property
+    def levels(self):
+        """Of the quantiser, as :class:`FSQ` takes them."""
+        return self.fsq.levels
+
+    @property
     def fingerprint(self):
         """Hash of the weights."""
         return fingerprint(self)

@@ -409,7 +409,7 @@ def description_scores(references, hypotheses, language="en", java=True):
     -------
     >>> scores = description_scores(["a calm low voice speaks"], ["A calm, low voice speaks."], java=False)
     >>> round(scores["bleu4"].value, 3), scores["spice"]
-    (1.0, TextScore(value=None, reason='java was switched off'))
+    (1.0, TextScore(value=None, reason='Java was switched off (evaluation: {java: true}, or evaluate --java)'))
     """
 
     def plain(value):
@@ -453,5 +453,7 @@ def description_scores(references, hypotheses, language="en", java=True):
         scores["meteor"] = _run_meteor(coco_references, coco_hypotheses, language)
         scores["spice"] = _run_spice(coco_references, coco_hypotheses, language)
     else:
-        scores["meteor"] = scores["spice"] = TextScore(None, "java was switched off")
+        scores["meteor"] = scores["spice"] = TextScore(
+            None, "Java was switched off (evaluation: {java: true}, or evaluate --java)"
+        )
     return {name: scores[name] for name in ("bleu4", "meteor", "rouge_l", "cider", "spice")}

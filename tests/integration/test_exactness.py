@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,20 @@ def test_killed_run_ends_with_the_same_weights(experiment, tmp_path):
     assert len(logs[0]) == len(logs[1]) == 8
 
 
+def two_processes(arguments):
+    """Run train.py in two processes that talk through gloo."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *launch, *arguments, "--distributed_backend=gloo"],
+        cwd=toy.REPOSITORY,
+        env=toy.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
 @pytest.fixture(scope="module")
 def one_and_two_processes(experiment, tmp_path_factory):
     """Folders of one experiment, 21 optimiser steps in each phase, run by one process and by two (gloo)."""
@@ -106,24 +121,7 @@ def one_and_two_processes(experiment, tmp_path_factory):
     (folder / "overlay.yaml").write_text(yaml.safe_dump(longer))
     arguments = toy.command(folder / "overlay.yaml")
     toy.run(folder / "overlay.yaml", f"--output_folder={folder / 'one'}")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            *arguments,
-            f"--output_folder={folder / 'two'}",
-            "--distributed_backend=gloo",
-        ],
-        cwd=toy.REPOSITORY,
-        env=toy.environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    two_processes([*arguments, f"--output_folder={folder / 'two'}"])
     return folder / "one", folder / "two"
 
 
@@ -156,6 +154,36 @@ def test_two_processes_evaluate_like_one(one_and_two_processes):
         for condition, scores in a["scores"].items():
             for label, score in scores.items():
                 assert abs(score - b["scores"][condition][label]) < 1e-4
+
+
+def test_evaluation_does_not_depend_on_processes_workers_and_batch(experiment, tmp_path):
+    """The evaluation of a finished training, whole: two processes, each with a reading worker, and other batches."""
+    folder, overlay, _ = experiment
+    again = tmp_path / "again"
+    made = ("done.json", "*results.json", "*predictions.jsonl", "*.png", "model")
+    shutil.copytree(folder / "run", again, ignore=shutil.ignore_patterns(*made))
+    other = yaml.safe_load(Path(overlay).read_text())
+    other.update(output_folder=str(again), num_workers=1)
+    other["evaluation"]["batch_size"] = 3
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(other))
+    two_processes(toy.command(tmp_path / "overlay.yaml"))
+    one, two = (json.loads((p / "results.json").read_text())["metrics"] for p in (folder / "run", again))
+    assert one.keys() == two.keys()
+    assert any(name.startswith("shuffled_") for name in one)
+    for name, value in one.items():
+        if isinstance(value, float):
+            assert two[name] == pytest.approx(value, abs=1e-4), name
+        elif isinstance(value, int):
+            assert two[name] == value, name
+    for file in ("predictions.jsonl", "valid_predictions.jsonl"):
+        lines = [
+            [json.loads(x) for x in (p / file).read_text().splitlines()] for p in (folder / "run", again)
+        ]
+        assert [x["id"] for x in lines[0]] == [x["id"] for x in lines[1]]
+        for a, b in zip(*lines):
+            assert a["answer"] == b["answer"]
+            for condition, scores in a["scores"].items():
+                assert b["scores"][condition] == pytest.approx(scores, abs=1e-4)
 
 
 def test_content_branch_stays_bit_identical_in_the_joint_phase(experiment):

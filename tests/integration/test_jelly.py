@@ -19,7 +19,16 @@ from speechbrain_emo.brains.speech_llm_experiment import (
     run_speech_llm,
 )
 from speechbrain_emo.cli import main
+from speechbrain_emo.dataio.audio import AudioError
+from speechbrain_emo.dataio.manifest import ManifestError, read_manifest
 from speechbrain_emo.inference import ConversationalTTS, ConversationError
+from speechbrain_emo.inference.reply_corpus import (
+    KNOWN,
+    REPLIES,
+    ReplyEvaluation,
+    conversation_of,
+    run_reply_corpus,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -93,40 +102,42 @@ def test_a_stage_moves_what_it_should_and_nothing_else(files, stage):
         assert micro.audio is None and int(micro.packed.kinds.max()) == 2
 
 
-def test_an_interrupted_run_goes_on_exactly(finished, files, monkeypatch):
+def test_a_run_interrupted_in_every_stage_goes_on_exactly(finished, files, monkeypatch):
+    """Killed inside 1-1, 1-2, 2-1 and 2-2 in turn; every stage ends with the weights of the run that was left alone."""
     folder, overlay = files
     from speechbrain_emo.brains.speech_llm_brain import SpeechLLMBrain
 
     changes = {"output_folder": str(folder / "stopped"), "evaluation": None}
-    plain = SpeechLLMBrain.fit_batch
+    plain, stopped = SpeechLLMBrain.fit_batch, set()
 
     def stopping(self, batch):
-        if self.position.phase.name == "stage2_2" and self.progress["phase_step"] == 1:
+        name = self.position.phase.name
+        if name not in stopped and self.progress["phase_step"] == 1:
+            stopped.add(name)
             raise KeyboardInterrupt
         return plain(self, batch)
 
     monkeypatch.setattr(SpeechLLMBrain, "fit_batch", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run_speech_llm(toy_jelly.hparams(overlay, **changes), {"device": "cpu"})
-    monkeypatch.setattr(SpeechLLMBrain, "fit_batch", plain)
+    stages = ["stage1_1", "stage1_2", "stage2_1", "stage2_2"]
+    for _ in stages:
+        with pytest.raises(KeyboardInterrupt):
+            run_speech_llm(toy_jelly.hparams(overlay, **changes), {"device": "cpu"})
     run_speech_llm(toy_jelly.hparams(overlay, **changes), {"device": "cpu"})
+    assert stopped == set(stages)
     weights = []
     for path in (finished, folder / "stopped"):
-        last = max((path / "save").glob("CKPT+*"), key=lambda p: p.stat().st_mtime)
-        weights.append(
-            {
-                **load_file(last / "front_end.ckpt"),
-                **{
-                    f"e.{k}": v
-                    for k, v in load_file(last / "llm.ckpt/emotion/adapter_model.safetensors").items()
-                },
-                **{
-                    f"t.{k}": v
-                    for k, v in load_file(last / "llm.ckpt/text/adapter_model.safetensors").items()
-                },
-            }
-        )
-    assert weights[0].keys() == weights[1].keys()
+        weights.append({})
+        for checkpoint in (path / "save").glob("CKPT+*"):
+            phase = yaml.safe_load((checkpoint / "CKPT.yaml").read_text())["phase"]
+            for part in (
+                checkpoint / "front_end.ckpt",
+                *checkpoint.glob("llm.ckpt/*/adapter_model.safetensors"),
+            ):
+                own = {f"{phase}/{part.parent.name[:5]}/{k}": v for k, v in load_file(part).items()}
+                weights[-1].update(own)
+    assert weights[0].keys() == weights[1].keys() and {k.split("/")[0] for k in weights[0]} >= {
+        f"1.{stage}" for stage in stages
+    }
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
 
 
@@ -143,12 +154,60 @@ def test_evaluation_has_every_row(finished):
             "wa_history_2",
         ):
             assert 0 <= metrics[f"test.next.{condition}@stage2_2.{name}"] <= 1
-        assert metrics[f"test.next.{condition}@stage2_2.seconds"] > 0
+        key = f"test.next.{condition}@stage2_2"
+        assert metrics[f"{key}.seconds"] > 0 and metrics[f"{key}.latency"] > 0
+        assert metrics[f"{key}.weights_bytes"] == 4 * metrics[f"{key}.parameters"] > 0
+        assert (
+            sum(v for k, v in metrics.items() if k.startswith(f"{key}.count_history_"))
+            == metrics[f"{key}.count"]
+        )
+    # Where nothing is heard, encoder and EQ-former are not needed.
+    assert metrics["test.next.speech@stage2_2.parameters"] > metrics["test.next.gold@stage2_2.parameters"]
     for condition in ("majority", "copy_last", "copy_own"):
         assert 0 <= metrics[f"test.next.{condition}.emotion_wa"] <= 1
-    assert metrics["test.next.gru@stage1_2.parameters"] > 0
+    assert 0 < metrics["test.next.gru@stage1_2.own_parameters"] < metrics["test.next.gru@stage1_2.parameters"]
+    for row in ("emotion.speech@stage1_1", "emotion_intensity.speech@stage2_2", "next.speech@stage2_2"):
+        for fault in ("clean", "noise_0", "telephone"):
+            assert 0 <= metrics[f"robust_{fault}.{row}.emotion_wa"] <= 1
+            assert metrics[f"robust_{fault}.{row}.count"] >= 3
+    assert (finished / "next_line_next.png").is_file()
+    lines = [json.loads(line) for line in (finished / "answers.jsonl").read_text().splitlines()]
+    assert {x["condition"] for x in lines if x["task"] == "next"} >= {
+        "speech",
+        "gold",
+        "gru",
+        "majority",
+        "copy_own",
+    }
     assert metrics["test.next.replies@stage2_2.agreement_1"] == 1.0
     assert 0 <= metrics["test.next.replies@stage2_2.agreement_2"] <= 1
+
+
+def test_audio_as_recorded_gives_the_slots_of_the_cache(finished, files):
+    """The faults' path, read anew and encoded live, is the path of training where nothing is changed."""
+    folder, overlay = files
+    run = SpeechLLMExperiment(toy_jelly.hparams(overlay), {"device": "cpu"})
+    run.brain.load_best("1.stage1_2")
+    run.model.eval()
+    from speechbrain_emo.brains.next_line_evaluation import NextLineEvaluation
+
+    evaluation = NextLineEvaluation(run)
+    cached = evaluation.tools.slots("test", 0, 0)["emotion"]
+    found = {}
+    for change in ("clean", "noise_0", "telephone"):
+        with evaluation._audio(change):
+            found[change] = evaluation.tools.slots("test", 0, 0)["emotion"]
+            evaluation.tools.forget_slots()
+            # What is random is drawn from the recording's name: the same in every run.
+            assert torch.equal(evaluation.tools.slots("test", 0, 0)["emotion"], found[change])
+    assert torch.allclose(found["clean"], cached, atol=1e-5)
+    assert not torch.allclose(found["noise_0"], cached, atol=1e-5)
+    assert not torch.allclose(found["telephone"], cached, atol=1e-5)
+    # Afterwards it is the cache again.
+    assert evaluation.tools.slots("test", 0, 0)["emotion"] is cached
+    with pytest.raises(ValueError, match="unknown changes .'rain'."):
+        evaluation.settings = {**evaluation.settings, "robustness": {"changes": ["rain"]}}
+        evaluation.robustness(run.tasks["emotion"], "stage1_2", lambda record: None)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +370,73 @@ def test_wrong_conversations_are_refused(tts, finished):
         tts.predict(one, [0], " ", 0)
     with pytest.raises(ConversationError, match="has no voice"):
         tts.reply(one, [0], "red", "carol")
+    with pytest.raises(ConversationError, match="speaker 2 has no voice: give a number from 0 to 1"):
+        tts.reply(one, [0], "red", 2)
+    with pytest.raises(ConversationError, match="no word to say|no words"):
+        tts.reply(one, [0], "", 0)
+    with pytest.raises(ConversationError, match="0 recordings"):
+        tts.reply([], [], "red", 0)
+    with pytest.raises(ConversationError, match="dialogue is '.*': give a list"):
+        tts.reply(one[0], [0], "red", 0)
+    with pytest.raises(AudioError, match="absent.wav"):
+        tts.reply([str(finished / "absent.wav")], [0], "red", 0)
+    silent = ConversationalTTS.from_hparams(source=str(finished))
+    with pytest.raises(ConversationError, match="there is no synthesiser.*demo_jelly_tts.yaml"):
+        silent.reply(one, [0], "red", 0)
+
+
+def test_of_twelve_turns_the_last_ten_are_heard(tts, finished):
+    turns = (recordings(finished) * 6)[:12]
+    transcripts = [f"red {'dog ' * i}" for i in range(12)]
+    long = tts.predict(turns, [0, 1] * 6, "cat", 0, transcripts=transcripts)
+    short = tts.predict(turns[2:], [0, 1] * 5, "cat", 0, transcripts=transcripts[2:])
+    assert len(long.heard) == 10 and long.probabilities == short.probabilities
+    assert any("first 2 turns are left out" in w for w in long.warnings) and not short.warnings
+
+
+def test_replies_are_spoken_and_scored(tts, finished, synthesiser, files):
+    folder, _ = files
+
+    def hparams(**changes):
+        return toy_jelly.hparams(folder / "replies_overlay.yaml", "demo_jelly_replies.yaml", **changes)
+
+    metrics = run_reply_corpus(hparams(), {"device": "cpu"})
+    for row in (*KNOWN, *REPLIES):
+        assert metrics[f"replies.{row}.count"] == 3
+        assert 0 <= metrics[f"replies.{row}.emotion_accuracy"] <= 1
+    assert metrics["replies.true_label.predicted_accuracy"] == 1.0
+    # What is spoken is compared with a recording; a recording is not compared with itself.
+    assert metrics["replies.spoken.mcd"] > 0 and metrics["replies.spoken.duration_error"] >= 0
+    assert "replies.recorded.mcd" not in metrics and "replies.spoken.wer" not in metrics
+    lines = [json.loads(line) for line in (folder / "replies" / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * len((*KNOWN, *REPLIES))
+    # The label comes from where the row says: the same voice and words, and what the interface predicts.
+    one = next(line for line in lines if line["row"] == "speech_only")
+    record = read_manifest(folder / "corpus" / "manifests" / "test.json", {"data_root": folder / "corpus"})[
+        one["id"]
+    ]
+    given = conversation_of(record, transcripts=False, emotions=False)
+    assert tts.predict(**given).emotion == one["asked"] and record["response"]["emotion"] == one["emotion"]
+    # Outputs of the same models are kept; a recogniser is asked about all of them.
+    wavs = sorted((folder / "replies").glob("*/*.wav"))
+    before = [p.stat().st_mtime_ns for p in wavs]
+    evaluation = ReplyEvaluation(
+        ConversationalTTS.from_hparams(source=str(finished), tts=str(synthesiser)),
+        {
+            name: read_manifest(path, {"data_root": folder / "corpus"})
+            for name, path in hparams()["manifests"].items()
+        },
+        folder / "replies",
+        asr=lambda paths: ["red" for _ in paths],
+        num_lines=3,
+    )
+    heard = evaluation.run(["neutral"])
+    assert [p.stat().st_mtime_ns for p in wavs] == before and heard["replies.neutral.wer"] > 0
+    for name in ("model", "tts", "asr"):
+        with pytest.raises(
+            ManifestError, match=f"{name} is .*absent.* make it with:  python train.py hparams/demo_"
+        ):
+            run_reply_corpus(hparams(**{name: str(folder / "absent")}), {"device": "cpu"})
 
 
 def test_the_command_line_replies(tts, finished, synthesiser, tmp_path, capsys):

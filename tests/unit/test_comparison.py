@@ -191,6 +191,67 @@ def test_validation_predictions_of_folds_do_not_collide(tmp_path):
         read_system("base", [run], condition="own_chain")
 
 
+def write_next_line_run(run, skill, conditions):
+    """What a finished run of ``evaluation.kind: next_line`` leaves."""
+    row = {"phase": "stage2_2", "task": "next", "conditions": conditions}
+    settings = {"evaluation": {"kind": "next_line", "prediction": [row]}}
+    rng = np.random.default_rng(len(run.system))
+    lines = []
+    for i in range(120):
+        truth = LABELS[i % 3]
+        answers = {
+            **{c: truth if rng.random() < skill else LABELS[(i + 1) % 3] for c in conditions},
+            "majority": LABELS[0],
+            "gru": truth if rng.random() < 0.5 else LABELS[0],
+        }
+        for condition, answer in answers.items():
+            phase = {"majority": None, "gru": "stage1_2"}.get(condition, "stage2_2")
+            line = {"id": f"t_{i // 6}_{i % 6}", "task": "next", "condition": condition, "phase": phase}
+            lines.append({**line, "scored": f"weak {answer}", "truth": f"strong {truth}"})
+    # Another task and another part of the same file do not belong to the comparison.
+    lines.append({**lines[0], "task": "emotion", "id": "other"})
+    lines.append({**lines[0], "split": "meld", "id": "meld_1_1"})
+    key = f"test.next.{conditions[0]}@stage2_2"
+    metrics = {f"{key}.scored_emotion_wa": 0.5, f"{key}.latency": 0.25}
+    metrics.update({"test.next.gru@stage1_2.own_parameters": 9000, "test.next.gru@stage1_2.latency": 0.125})
+    (folder,) = run.folders.values()
+    context = run_context(
+        seed=run.seed, evaluation=settings, trainable_parameters={"llm.lora.text": 5000}, train_seconds=7.0
+    )
+    write_results(folder, metrics, context)
+    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "done.json").write_text("{}")
+
+
+def test_runs_about_next_lines_are_compared_by_emotion_with_their_baselines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hparams").symlink_to(REPOSITORY / "hparams")
+    common = ["compare", "hparams/demo_jelly.yaml", "--overlays", "text_only_history", "--table_only"]
+    systems = {"base": [], "text_only_history": ["hparams/overlays/text_only_history.yaml"]}
+    base, other = plan_runs("hparams/demo_jelly.yaml", systems)
+    write_next_line_run(base, 0.9, ["speech", "gold"])
+    write_next_line_run(other, 0.3, ["nothing"])
+    assert base.is_done() and not base.is_done("valid")
+    assert cli.main([*common, "--json"]) == 0
+    rows = {r["system"]: r for r in json.loads(capsys.readouterr().out)["rows"]}
+    assert list(rows) == ["base", "text_only_history", "majority label", "GRU, no language model"]
+    assert rows["base"]["label"] == "label|speech" and rows["text_only_history"]["label"] == "label|nothing"
+    assert rows["text_only_history"]["verdict"].startswith("worse")
+    assert rows["majority label"]["WA"]["mean"] == pytest.approx(1 / 3)
+    assert rows["base"]["one line (s)"] == 0.25 and rows["base"]["trainable (thousands)"] == 5
+    assert rows["GRU, no language model"]["trainable (thousands)"] == 9
+    assert rows["GRU, no language model"]["one line (s)"] == 0.125
+    # 20 conversations of 6 lines: what is drawn anew are conversations.
+    (read,) = [read_system("base", [base])]
+    assert len(read.by_seed[1986]) == 120 and len({line[2] for line in read.by_seed[1986].values()}) == 20
+    with pytest.raises(
+        ValueError, match="no answers of 'speech_only'; there are gold, gru, majority, speech"
+    ):
+        read_system("base", [base], condition="speech_only")
+    assert cli.main(["table", str(next(iter(base.folders.values())))]) == 0
+    assert "| next.speech" in capsys.readouterr().out
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     common = [

@@ -43,7 +43,7 @@ def test_losses_by_hand(supervision):
                 if not own.any():
                     continue
                 if supervision == "predicted":
-                    soft = output.speech_logits[row : row + 1].softmax(-1)
+                    soft = output.speech_logits()[row : row + 1].softmax(-1)
                     length, own_words = batch.speech_lengths[row : row + 1], batch.speech_words[row : row + 1]
                     logits = model.classifier(soft, length, own_words, 2)[0, word]
                 else:
@@ -131,9 +131,10 @@ def test_wrong_settings_are_refused():
         objective("speech").set_trainable(["everything"])
 
 
-def test_classifier_does_not_depend_on_padding_and_reads_back(tmp_path):
+@pytest.mark.parametrize("levels", [None, [3, 3, 3]])
+def test_classifier_does_not_depend_on_padding_and_reads_back(tmp_path, levels):
     torch.manual_seed(0)
-    classifier = TokenEmotionClassifier(27, 5, 16).eval()
+    classifier = TokenEmotionClassifier(27, 5, 16, levels=levels).eval()
     tokens, words = torch.randint(0, 27, (2, 12)), torch.randint(-1, 3, (2, 12))
     words[1, 7:] = -1
     both = classifier(tokens, torch.tensor([12, 7]), words, 3)
@@ -141,3 +142,27 @@ def test_classifier_does_not_depend_on_padding_and_reads_back(tmp_path):
     torch.testing.assert_close(both[1:], alone)
     classifier.save(tmp_path)
     torch.testing.assert_close(load_token_classifier(tmp_path)(tokens, torch.tensor([12, 7]), words, 3), both)
+
+
+def test_a_classifier_of_levels_names_tokens_that_it_never_saw():
+    # The emotion is the level of the second dimension; a third of the tokens is held out of training.
+    levels, tokens = [3, 3, 3], torch.arange(27)
+    labels, seen = tokens // 3 % 3, (tokens % 3 + tokens // 9) % 3 > 0
+    scores = {}
+    for name, known in (("levels", levels), ("rows", None)):
+        torch.manual_seed(0)
+        classifier = TokenEmotionClassifier(27, 3, 16, kernel=1, dropout=0.0, levels=known)
+        optimizer = torch.optim.Adam(classifier.parameters(), 1e-2)
+
+        def logits(which, classifier=classifier):
+            one = torch.ones(len(which), dtype=torch.int64)
+            return classifier(which[:, None], one, torch.zeros(len(which), 1, dtype=torch.int64), 1)[:, 0]
+
+        for _ in range(150):
+            optimizer.zero_grad()
+            F.cross_entropy(logits(tokens[seen]), labels[seen]).backward()
+            optimizer.step()
+        scores[name] = (logits(tokens[~seen]).argmax(-1) == labels[~seen]).float().mean().item()
+    assert scores["levels"] == 1.0 and scores["rows"] < 0.8
+    with pytest.raises(ValueError, match="make 9 tokens, not 27"):
+        TokenEmotionClassifier(27, 3, levels=[3, 3])

@@ -205,3 +205,23 @@ def test_a_fixed_length_cuts_and_pads():
     torch.testing.assert_close(out.features[:1], fixed(waves[:1, :16000], torch.tensor([16000])).features)
     with pytest.raises(ValueError, match="pool is 0"):
         SpeechEncoder(None, architecture=TINY, pool=0)
+
+
+def test_standardised_features_have_no_scale_of_their_own():
+    """Statistics of the training set take any scale and shift of a feature out, and travel with the weights."""
+    torch.manual_seed(0)
+    front_end = EQFormer(3, 16, 12, **SMALL, standardize=True).eval()
+    utterances = [torch.randn(n, 3, 16) for n in (4, 7, 5)]
+    scale, shift = torch.rand(3, 16) * 100 + 0.01, torch.randn(3, 16) * 10
+    x, num_frames = torch.nn.utils.rnn.pad_sequence(utterances, batch_first=True), torch.tensor([4, 7, 5])
+    front_end.fit_statistics(utterances)
+    before = front_end(x, num_frames).slots["emotion"]
+    again = EQFormer(3, 16, 12, **SMALL, standardize=True).eval()
+    again.load_state_dict(front_end.state_dict())
+    assert torch.equal(again(x, num_frames).slots["emotion"], before)
+    front_end.fit_statistics([u * scale + shift for u in utterances])
+    after = front_end(x * scale + shift, num_frames).slots["emotion"]
+    assert torch.allclose(before, after, atol=1e-4)
+    plain = EQFormer(3, 16, 12, **SMALL)
+    plain.fit_statistics(iter(()))
+    assert not any("statistics" in name for name in plain.state_dict())

@@ -1,6 +1,8 @@
 """A trained model on another corpus: labels, splits, batches, failures; on a tiny system of the real classes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -9,9 +11,11 @@ from speechbrain_emo.dataio.manifest import ManifestError
 from speechbrain_emo.inference import EmotionExplainer
 from speechbrain_emo.inference.evaluate_corpus import map_corpus, predict_corpus
 from speechbrain_emo.inference.export import export_model
+from speechbrain_emo.report import worst_mistakes, write_report
 from speechbrain_emo.results import compute_results, read_predictions, read_results
 from tests.corpora import write_recording
 from tests.tiny import build_tiny_system
+from tests.toy import REPOSITORY, environment
 
 THEIRS = {"anger": "angry", "joy": "happy", "sadness": "sad", "boredom": None}
 
@@ -70,32 +74,88 @@ def test_the_command_scores_what_both_have(folder, corpus, tmp_path, capsys):
     assert "test.asr.generated.wer" in metrics
 
 
-def test_scores_do_not_depend_on_batch_order_or_way(folder, corpus, tmp_path, capsys):
-    """The complete evaluation: other batches, another order of the rows, another process of reading."""
+def assert_same_evaluation(one, two):
+    """Every metric and every prediction of two folders is the same."""
+    metrics, others = read_results(one)["metrics"], read_results(two)["metrics"]
+    assert metrics.keys() == others.keys()
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            assert others[name] == pytest.approx(value, abs=1e-4), name
+    lines, found = read_predictions(one), {x["id"]: x for x in read_predictions(two)}
+    assert {line["id"] for line in lines} == set(found)
+    for line in lines:
+        assert found[line["id"]]["answer"] == line["answer"]
+        for condition, scores in line["scores"].items():
+            assert found[line["id"]]["scores"][condition] == pytest.approx(scores, abs=1e-4)
+
+
+def test_scores_do_not_depend_on_batch_order_or_workers(folder, corpus, tmp_path, capsys):
+    """The complete evaluation: other batches, another order of the rows, other processes that read."""
     table = corpus.read_text().splitlines()
     (corpus.parent / "turned").mkdir(exist_ok=True)
     turned = corpus.parent / "turned" / "list.csv"
     turned.write_text("\n".join([table[0], *reversed(table[1:])]))
-    found = []
-    for number, (source, more) in enumerate(
-        (
-            (corpus, ("--batch_size", 1)),
-            (corpus, ("--batch_size", 7)),
-            (turned, ("--data_root", corpus.parent)),
-        )
-    ):
-        out = tmp_path / str(number)
-        status, printed, _ = run(capsys, folder, source, "--out", out, "--json", *more)
+    ways = (
+        (corpus, ("--batch_size", 1)),
+        (corpus, ("--batch_size", 7)),
+        (turned, ("--data_root", corpus.parent, "--num_workers", 2)),
+    )
+    for number, (source, more) in enumerate(ways):
+        status, printed, _ = run(capsys, folder, source, "--out", tmp_path / str(number), "--json", *more)
         assert status == 0 and json.loads(printed)["labels"] == ["happy", "sad", "angry"]
-        found.append((read_results(out)["metrics"], {x["id"]: x for x in read_predictions(out)}))
-    for metrics, lines in found[1:]:
-        for name, value in found[0][0].items():
-            if isinstance(value, float):
-                assert metrics[name] == pytest.approx(value, abs=1e-4), name
-        for key, line in found[0][1].items():
-            assert lines[key]["answer"] == line["answer"]
-            for condition, scores in line["scores"].items():
-                assert lines[key]["scores"][condition] == pytest.approx(scores, abs=1e-4)
+    for number in (1, 2):
+        assert_same_evaluation(tmp_path / "0", tmp_path / str(number))
+
+
+@pytest.mark.integration
+def test_two_processes_evaluate_like_one(folder, corpus, tmp_path, capsys):
+    """`torchrun ... evaluate` shares the recordings; what cannot be used is told once."""
+    table = tmp_path / "list.csv"
+    write_recording(tmp_path / "long.wav", 200.0, rate=8000)
+    table.write_text(f"{corpus.read_text()}\n{tmp_path / 'long.wav'},joy,s1,,test")
+    arguments = [folder, table, "--data_root", corpus.parent, "--level", "-30"]
+    status, _, err = run(capsys, *arguments, "--out", tmp_path / "one")
+    assert status == 1 and "long.wav" in err
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "speechbrain_emo"]
+    more = ["--out", tmp_path / "two", "--num_workers", 1, "--batch_size", 5, "--device", "cpu", "--json"]
+    done = subprocess.run(
+        [sys.executable, *launch, "evaluate", *map(str, [*arguments, *more])],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.stdout.count('{"labels"') == 1, done.stderr[-3000:]
+    assert done.stderr.count("error: ") == 1 and "long.wav" in done.stderr
+    assert_same_evaluation(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_report_of_an_evaluation(folder, corpus, tmp_path, capsys):
+    """Settings, confusion, what was left out, and the mistakes among the shared labels, with players."""
+    status, printed, _ = run(capsys, folder, corpus, "--out", tmp_path / "out")
+    assert status == 0 and "WER" in printed and "pitch" in printed
+    assert (tmp_path / "out" / "confusion_own_chain.png").stat().st_size > 5000
+    records = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {r["emotion"] for r in records.values()} == {"angry", "happy", "sad"}
+    mistakes = worst_mistakes(read_predictions(tmp_path / "out"), 99, labels=["happy", "sad", "angry"])
+    assert mistakes and "neutral" not in {m["predicted"] for m in mistakes}
+    (corpus.parent / "data_check.json").write_text(
+        json.dumps({"findings": [{"kind": "clipped", "count": 7, "message": "7 files", "items": ["f0"]}]})
+    )
+    page = write_report(tmp_path / "out").read_text("utf-8")
+    (corpus.parent / "data_check.json").unlink()
+    assert page.count("<audio") == min(len(mistakes), 12)
+    for text in (
+        "4 of label &#39;boredom&#39; left out",
+        "confusion own chain",
+        "boredom",
+        "clipped",
+        str(corpus),
+    ):
+        assert text in page, text
+    assert "No players" not in page
 
 
 def test_direct_asks_for_the_label_alone(folder, corpus, tmp_path, capsys):

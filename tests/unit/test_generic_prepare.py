@@ -246,6 +246,29 @@ def test_the_command_prepares(table, tmp_path, capsys):
         assert cli.main(wrong) == 2 and says in capsys.readouterr().err
 
 
+def test_manifests_say_where_their_audio_is(table, tmp_path, monkeypatch):
+    """What reads a prepared folder finds its recordings, wherever it is called from."""
+    monkeypatch.chdir(table.parent)
+    prepare_generic(table.name, tmp_path / "out", measure=False, check_audio="off", progress=False)
+    monkeypatch.chdir(tmp_path)
+    for source in (tmp_path / "out", tmp_path / "out" / "test.json"):
+        records, _, root = read_any(source)
+        assert records
+        for record in records.values():
+            assert Path(record["wav"].replace("{data_root}", root)).is_file()
+    assert read_any(tmp_path / "out", audio_root="elsewhere")[2] == "elsewhere"
+
+
+def test_labels_between_commas_and_a_map_that_leaves_one_label(table, tmp_path):
+    options = {"measure": False, "check_audio": "off", "progress": False}
+    done = prepare_generic(table, tmp_path / "out", labels="angry, happy", **options)
+    kept = [r for p in done.manifests.values() for r in json.loads(Path(p).read_text()).values()]
+    assert {r["emotion"] for r in kept} == {"angry", "happy"}
+    (tmp_path / "map.yaml").write_text("Anger: furious\n")
+    with pytest.raises(ManifestError, match="only 'furious' is left: a label map names every label"):
+        prepare_generic(table, tmp_path / "two", label_map=tmp_path / "map.yaml", **options)
+
+
 @pytest.mark.skipif(not EMODB.is_dir(), reason=f"{EMODB} is not there")
 def test_a_real_corpus_needs_no_code(tmp_path):
     """EmoDB through a pattern and a label map has the recordings that its own preparation finds."""

@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from speechbrain_emo.brains.next_line_evaluation import _copied, _with_predictions, label_scores
+from speechbrain_emo.brains.next_line_evaluation import (
+    _copied,
+    _with_predictions,
+    by_group,
+    fault_rows,
+    label_scores,
+    next_line_pictures,
+    next_line_table,
+)
 from speechbrain_emo.dataio.dialogue import check_dialogue, make_turn, records_of_lines
 from speechbrain_emo.lobes.tiny_llm import train_tiny_tokenizer
 from speechbrain_emo.prompts import AnswerFormat, EmotionTask, NextLineTask, Packer, Slot
@@ -163,3 +171,37 @@ def test_copying_and_predictions_in_a_row():
     assert [t["emotion"] for t in changed["turns"]] == ["angry", "happy", "neutral", "happy"]
     assert changed["turns"][3]["descriptors"] == {"intensity": "weak"}
     assert record["turns"][3]["emotion"] == "sad"
+
+
+def test_groups_faults_and_pictures(tmp_path):
+    metrics, key = {}, "test.next.speech@s"
+    for n in (10, 2, 1):
+        metrics.update({f"{key}.wa_history_{n}": n / 20, f"{key}.count_history_{n}": n})
+    metrics.update({f"{key}.wa_change": 0.25, f"{key}.count_change": 4, f"{key}.wa_intensity_weak": 0.5})
+    metrics.update({"test.next.replies@s.wa_2": 0.5, "test.next.replies@s.agreement_2": 0.75})
+    for fault in ("clean", "telephone"):
+        metrics.update(
+            {f"robust_{fault}.next.speech@s.{m}": 0.5 for m in ("emotion_wa", "accuracy", "count")}
+        )
+    assert list(by_group(metrics, key)) == [
+        "change",
+        "history_1",
+        "history_2",
+        "history_10",
+        "intensity_weak",
+    ]
+    assert by_group(metrics, key, "count") == {"change": 4, "history_1": 1, "history_2": 2, "history_10": 10}
+    rows = fault_rows(metrics)
+    assert [r["audio"] for r in rows] == ["as recorded", "telephone: 8 kHz, 300-3400 Hz, mu-law"]
+    assert rows[0] == {
+        "audio": "as recorded",
+        "next.speech@s: emotion_wa": 0.5,
+        "next.speech@s: accuracy": 0.5,
+    }
+    settings = {"prediction": [{"phase": "s", "task": "next", "conditions": ["speech"]}]}
+    next_line_pictures(metrics, settings, tmp_path)
+    assert (tmp_path / "next_line_next.png").stat().st_size > 10000
+    table = next_line_table(metrics, settings)
+    assert "history_10" in table and "agreement_2" in table and "telephone" in table
+    with pytest.raises(ValueError, match="no group to draw"):
+        next_line_pictures({}, settings, tmp_path)

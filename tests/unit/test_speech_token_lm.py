@@ -90,6 +90,25 @@ def test_a_saved_model_reads_back(tmp_path):
 # -- the model ----------------------------------------------------------------------------------------------
 
 
+def test_tokens_of_shared_levels_start_alike_and_names_stay():
+    model, before = tiny(), tiny()
+    model.start_from_levels([3, 3, 3])
+    assert {k: v.shape for k, v in model.weights().items()} == {
+        k: v.shape for k, v in before.weights().items()
+    }
+    for weight, old in (
+        (model.speech_embedding.weight, before.speech_embedding.weight),
+        (model.llm_decoder.weight, before.llm_decoder.weight),
+    ):
+        torch.testing.assert_close(weight[:27].std(), old[:27].std())
+        torch.testing.assert_close(weight[27:], old[27:])  # the end and its neighbours are no tokens
+        rows = weight[:27].reshape(3, 3, 3, -1)
+        interaction = rows[1, 1, 1] - rows[0, 1, 1] - rows[1, 0, 1] + rows[0, 0, 1]
+        assert float(interaction.detach().abs().max()) < 1e-5
+    with pytest.raises(ValueError, match="make 9 tokens, not 27"):
+        model.start_from_levels([3, 3])
+
+
 def test_a_row_by_hand_through_transformers_own_model():
     """sos, text, task, speech through Qwen2ForCausalLM itself, with gamma and beta computed here."""
     model, whole = tiny(), batch([(6, 9)])
@@ -107,7 +126,7 @@ def test_a_row_by_hand_through_transformers_own_model():
     torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)
     assert output.targets.tolist() == [*whole.speech[0].tolist(), 27]
     torch.testing.assert_close(output.states[0], states[7:16], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.speech_logits[0], expected[:9, :27], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.speech_logits()[0], expected[:9, :27], rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_its_batch():

@@ -43,6 +43,14 @@ def test_tokens_and_values_are_each_other_s_inverse(levels):
     torch.testing.assert_close(fsq.from_tokens(out.tokens), out.values, atol=1e-6, rtol=0)
 
 
+def test_the_table_of_levels_is_the_arithmetic_of_tokens():
+    table = FSQ([3, 2, 5]).level_table()
+    assert table.shape == (30, 10) and bool((table.sum(1) == 3).all())
+    for token in range(30):
+        ones = torch.nonzero(table[token])[:, 0].tolist()
+        assert ones == [token % 3, 3 + token // 3 % 2, 5 + token // 6]
+
+
 def test_gradient_is_that_of_the_bounded_numbers():
     fsq = FSQ([3, 3])
     x = torch.tensor([[0.3, -0.7]], dtype=torch.float64, requires_grad=True)
