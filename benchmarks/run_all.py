@@ -75,7 +75,9 @@ def run(only=NAMES, rounds=3, threads=1, toy=False, quick=False, steps=20, backb
             flow.Sizes(seconds=4, prompt_seconds=1, toy=1) if quick else None, rounds, threads
         )
     if "speech_tokens" in only:
-        yield from speech_tokens.run(speech_tokens.Sizes(tokens=12, toy=1) if quick else None, rounds)
+        yield from speech_tokens.run(
+            speech_tokens.Sizes(tokens=12, toy=1) if quick else None, rounds, threads
+        )
     if "dual_chat" in only:
         small = {
             "hidden_size": 32,

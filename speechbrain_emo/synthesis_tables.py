@@ -14,6 +14,7 @@ SPEECH = {
     "wer": "WER",
     "span_accuracy": "spans",
     "word_emotion_accuracy": "words",
+    "word_emotion_ua": "words UA",
     "prosody_log_f0": "F0 r",
     "prosody_energy": "level r",
     "prosody_log_duration": "duration r",

@@ -27,7 +27,7 @@ from speechbrain_emo.metrics.synthesis import (
     shift_correlations,
     word_prosody,
 )
-from speechbrain_emo.plots import plot_speech
+from speechbrain_emo.plots import plot_confusion_matrix, plot_speech
 from speechbrain_emo.prompts.markup import EmotionMarkup, locate_words
 from speechbrain_emo.results import run_context, write_results
 
@@ -351,6 +351,12 @@ def _together(lines, targets, realised, language):
     words = [word for line in lines for word in line.get("words", ())]
     if words:
         metrics["speech.word_emotion_accuracy"] = float(np.mean([w["marked"] == w["heard"] for w in words]))
+        # Most words are neutral in some lists: the mean over emotions does not reward a voice that has only one.
+        _, confusion = word_confusion(lines)
+        known = confusion.sum(1) > 0
+        metrics["speech.word_emotion_ua"] = float(
+            (np.diag(confusion)[known] / confusion.sum(1)[known]).mean()
+        )
         correct = []
         for line in lines:
             for span in sorted({w["span"] for w in line.get("words", ()) if w["span"] >= 0}):
@@ -366,6 +372,34 @@ def _together(lines, targets, realised, language):
             metrics[f"speech.prosody_{name}"] = value
     metrics["speech.not_aligned"] = sum(bool(line["notes"]) for line in lines)
     return metrics
+
+
+def word_confusion(lines):
+    """How often a word that is marked as one emotion is heard as another.
+
+    Arguments
+    ---------
+    lines : sequence of dict
+        Of :func:`score_outputs`.
+
+    Returns
+    -------
+    tuple
+        (labels: sorted list of str; counts: int64 (K, K), a row a mark).
+
+    Example
+    -------
+    >>> word = {"marked": "hap", "heard": "sad", "probabilities": {"hap": 0.4, "sad": 0.6}}
+    >>> labels, counts = word_confusion([{"words": [word]}])
+    >>> labels, counts.tolist()
+    (['hap', 'sad'], [[0, 1], [0, 0]])
+    """
+    words = [word for line in lines for word in line.get("words", ())]
+    labels = sorted({name for word in words for name in (word["marked"], *word["probabilities"])})
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    for word in words:
+        counts[labels.index(word["marked"]), labels.index(word["heard"])] += 1
+    return labels, counts
 
 
 def score_folder(folder, manifest, judges, out=None, data_folder=None, num_pictures=0, **options):
@@ -385,7 +419,7 @@ def score_folder(folder, manifest, judges, out=None, data_folder=None, num_pictu
         What ``{data_root}`` stands for.
     num_pictures : int
         Of how many outputs, taken evenly, the mel with its words and F0 and level against the reference are drawn:
-        ``<id>.png``.
+        ``<id>.png``; and, where an annotator judges, which emotions words are heard as: ``confusion_words.png``.
     **options
         Of :func:`score_outputs`.
 
@@ -408,6 +442,10 @@ def score_folder(folder, manifest, judges, out=None, data_folder=None, num_pictu
     write_text_atomically(out / "predictions.jsonl", text)
     chosen = list(records)[:: max(1, len(records) // num_pictures)][:num_pictures] if num_pictures else []
     if chosen:
+        if any(line.get("words") for line in lines):
+            labels, confusion = word_confusion(lines)
+            path = out / "confusion_words.png"
+            plot_confusion_matrix(confusion, labels, path, "Marked against heard, words of the speech")
         draw_outputs({key: records[key] for key in chosen}, judges, out, options.get("language", "en"))
     write_results(out, metrics, run_context(judges=judges.names, missing=missing))
     return metrics

@@ -111,3 +111,45 @@ def test_latent_maps_carry_the_numbers(tmp_path, drawn):
 def test_bad_input_is_named(tmp_path, call, word):
     with pytest.raises(ValueError, match=word):
         call(tmp_path)
+
+
+def test_speech_is_drawn_beside_its_reference(tmp_path, drawn):
+    def tones(*pitches):
+        time = np.arange(6400) / 16000
+        return np.concatenate([0.1 * np.sin(2 * np.pi * pitch * time) for pitch in pitches])
+
+    words = [(name, 0.4 * i, 0.4 * (i + 1)) for i, name in enumerate(("so", "it", "is"))]
+    sounds = {"output": (tones(128, 128, 256), words), "reference": (tones(200, 200, 400), words)}
+    path = plots.plot_speech(
+        sounds, 16000, ["neu", None, "hap"], ["hap", "neu"], tmp_path / "y.png", "so it is"
+    )
+    assert is_picture(path)
+    assert texts(drawn[0]).count("so") == 2, "both mels name their words"
+    pitch = drawn[0].axes[2]
+    lines = {
+        line.get_label(): line.get_ydata() for line in pitch.lines if not line.get_label().startswith("_")
+    }
+    # An octave up on the last word in both: against their own means they are the same, though the voices differ.
+    for name in ("output", "reference"):
+        np.testing.assert_allclose(lines[name], [-1 / 3, -1 / 3, 2 / 3], atol=0.05)
+    legend = [t.get_text() for t in drawn[0].legends[0].get_texts()]
+    assert legend == ["output", "reference", "hap", "neu"]
+    assert is_picture(plots.plot_speech({"output": (tones(150), [])}, 16000, [], ["hap"], tmp_path / "z.png"))
+    with pytest.raises(ValueError, match="2 marks"):
+        plots.plot_speech(sounds, 16000, ["neu", "neu"], ["hap", "neu"], tmp_path / "y.png")
+
+
+def test_a_sweep_has_a_panel_a_quantity_and_a_line_an_emotion(tmp_path, drawn):
+    rows = [{"emotion": "plain", "intensity": None, "wer": 0.05, "probability": None}]
+    for emotion in ("hap", "sad"):
+        rows += [
+            {"emotion": emotion, "intensity": i / 2, "wer": 0.1 * i, "probability": 0.3} for i in (2, 0, 1)
+        ]
+    names = {"wer": "WER", "probability": "probability"}
+    assert is_picture(plots.plot_intensity_sweep(rows, names, tmp_path / "s.png"))
+    first, second = drawn[0].axes[:2]
+    assert [line.get_label() for line in first.lines] == ["hap", "sad", "no marks"]
+    assert [line.get_label() for line in second.lines] == ["hap", "sad"]
+    np.testing.assert_allclose(first.lines[0].get_ydata(), [0, 0.1, 0.2])
+    with pytest.raises(ValueError, match="give marked rows"):
+        plots.plot_intensity_sweep(rows[:1], names, tmp_path / "s.png")

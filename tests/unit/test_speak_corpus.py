@@ -161,7 +161,11 @@ def test_marks_are_scored_beside_their_floor_and_ceiling(place, doubles):
     for key, row in lines["neutral_0"].items():
         assert row["markup"] == records[key]["markup"] and row["spoken"] == row["text"] == "so it is you see"
         assert row["seed"] == lines["seed_0"][key]["seed"] and row["tokens"] != lines["seed_0"][key]["tokens"]
-    assert len(list((place / "floor").glob("*/scores/*.png"))) == 5
+    pictures = sorted(p.name for p in (place / "floor").glob("*/scores/*.png"))
+    assert pictures == ["confusion_words.png"] * 5 + ["u0.png"] * 5
+    # Two of five words are marked: all neutral words are heard right, of the marked ones the happy sentence alone.
+    assert metrics["speech.word_emotion_ua"] == pytest.approx((1 + 1 + 0 + 0) / 4)
+    assert metrics["speech.word_emotion_accuracy"] == pytest.approx((9 + 2) / 15)
     with pytest.raises(ValueError, match="allowed: marked, neutral, recordings"):
         speak_corpus.run_speak_corpus(settings(place, "x", conditions=["loud"]), {"device": "cpu"})
 
