@@ -229,6 +229,11 @@ def test_the_command_prepares(table, tmp_path, capsys):
     ]
     assert cli.main(["prepare", "generic", *arguments, "--num_folds=3"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"train: {tmp_path / 'out' / 'train.json'}"
+    assert cli.main(["prepare", "generic", *arguments, "--num_folds=3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"manifests", "findings", "data_check"} and any(
+        "boredom" in f for f in told["findings"]
+    )
     assert cli.main(["prepare"]) == 0 and "RAVDESS" in capsys.readouterr().out.split()
     assert cli.main(["prepare", "RAVDESS"]) == 0 and "num_valid_speakers=" in capsys.readouterr().out
     for wrong, says in (
