@@ -428,13 +428,10 @@ def _print_evaluation(options, metrics, mapped, failures, notes, out):
             rows.append(row)
         print(format_table(rows))
         scores, voice = split_rows(result_rows(metrics))
-        words = next(({k: row[k] for k in ("WER", "WER (closed set)") if k in row} for row in scores), {})
-        if words or voice:
-            print(
-                format_table(
-                    [{**words, **{k: v for k, v in row.items() if k != "system"}} for row in voice or [{}]]
-                )
-            )
+        words = {k: v for row in scores for k, v in row.items() if k.startswith("WER")}
+        rows = [{**row, **words} for row in voice] or [words]
+        if rows[0]:
+            print(format_table(rows))
         print(f"chance: {1 / len(mapped.labels):.3f}. Predictions and all metrics: {out}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
