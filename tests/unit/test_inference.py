@@ -234,7 +234,7 @@ def test_a_descriptor_that_the_signal_contradicts_is_a_warning(explainer, monkey
 def test_a_man_is_not_compared_with_women(explainer, monkeypatch):
     """The model's high is high for a man; quantiles of everybody say nothing against it."""
     known = explainer.thresholds.to_dict()
-    known["groups"] = {**known["groups"], "female": known["groups"]["all"]}
+    known["groups"] = {"all": known["groups"]["all"], "female": known["groups"]["all"]}
     monkeypatch.setattr(explainer, "thresholds", Thresholds.from_dict(known))
     answer_with(monkeypatch, explainer, ANSWER.format("high", "sad"))
     warned = {}
