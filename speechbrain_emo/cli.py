@@ -8,7 +8,7 @@ import sys
 import warnings
 
 from speechbrain_emo import cli_corpora, cli_trust
-from speechbrain_emo.cli_types import positive
+from speechbrain_emo.cli_arguments import positive, usable_device
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 _PROGRAM = "python -m speechbrain_emo"
@@ -277,7 +277,8 @@ def build_parser():
         **example(
             f"  {_PROGRAM} train hparams/demo_ib.yaml\n"
             f"  {_PROGRAM} train hparams/emodb_ib.yaml --data_folder=PATH --fold=03\n"
-            f"  {_PROGRAM} train hparams/iemocap_ib.yaml --dry_run=True"
+            f"  {_PROGRAM} train hparams/iemocap_ib.yaml --dry_run=True\n\n"
+            "exit status: 0 done (or complete already), 1 it broke off, 2 wrong arguments, YAML or data"
         ),
     )
     train.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="as of train.py")
@@ -745,7 +746,7 @@ def _speak(options):
             return _fail(f"--text_file {options.text_file}: holds no text")
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    run_opts, failure = _device(options.device)
+    run_opts, failure = usable_device(options.device)
     if failure:
         return _fail(failure)
     aligner = None if options.aligner == "none" else options.aligner
@@ -789,7 +790,7 @@ def _score_speech(options):
     from speechbrain_emo.inference.speech_scores import make_judges, score_folder, score_rows
     from speechbrain_emo.results import format_table
 
-    _, failure = _device(options.device)
+    _, failure = usable_device(options.device)
     if failure:
         return _fail(failure)
     try:
@@ -842,7 +843,7 @@ def _annotate(options):
         return _fail("--output is for --manifest; print one file with --json")
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    run_opts, failure = _device(options.device)
+    run_opts, failure = usable_device(options.device)
     if failure:
         return _fail(failure)
     try:
@@ -920,20 +921,6 @@ def _annotate_file(options, text, run_opts):
     return OK
 
 
-def _device(name):
-    """(run_opts, None) for a device that can be used, else (None, message)."""
-    import torch
-
-    if name is None:
-        return None, None
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        return None, f"--device {name}: cannot be used here ({reason}); leave it out, or give cpu"
-    return {"device": name}, None
-
-
 def _aligner_options(options):
     from speechbrain_emo.alignment import AlignmentError
 
@@ -990,7 +977,7 @@ def _chat(options):
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if (options.manifest is None) != (options.responses is None):
         return _fail("--manifest and --responses belong together: what to answer, and where the answers go")
-    run_opts, failure = _device(options.device)
+    run_opts, failure = usable_device(options.device)
     if failure:
         return _fail(failure)
     try:
@@ -1074,7 +1061,7 @@ def _targets(options, overrides):
     if not Path(options.experiment).is_file():
         return _fail(f"{options.experiment}: no such file; give an experiment of hparams/")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _, failure = _device(device)
+    _, failure = usable_device(device)
     if failure:
         return _fail(failure)
     try:
@@ -1197,7 +1184,7 @@ def _explain(options):
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    run_opts, failure = _device(options.device)
+    run_opts, failure = usable_device(options.device)
     if failure:
         return _fail(failure)
     try:
@@ -1244,7 +1231,7 @@ def _conversational(options):
     wrong = [v for v in options.voice if "=" not in v]
     if wrong:
         return None, f"--voice is {wrong[0]!r}; it has the form SPEAKER=VOICE"
-    run_opts, failure = _device(options.device)
+    run_opts, failure = usable_device(options.device)
     if failure:
         return None, failure
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
-from speechbrain_emo.cli_types import count, positive
+from speechbrain_emo.cli_arguments import count, positive, usable_device
 
 OK, FOUND, USAGE = 0, 1, 2
 COMMANDS = ("check", "prepare", "evaluate", "compare")
@@ -97,6 +97,7 @@ def _add_prepare(commands, example):
     prepare.add_argument("recipe", nargs="?", metavar="RECIPE", help="a folder of recipes/")
     prepare.add_argument("data_folder", nargs="?", metavar="DATA", help="the corpus")
     prepare.add_argument("save_folder", nargs="?", metavar="OUT", help="folder for the manifests")
+    prepare.add_argument("--json", action="store_true", help="what was written and found as one JSON object")
 
 
 def _add_evaluate(commands, example):
@@ -300,18 +301,27 @@ def _prepare(options, overrides):
         done = call(data_folder=options.data_folder, save_folder=options.save_folder)
     except (ManifestError, ValueError, OSError) as error:
         return _fail(str(error))
+    _print_preparation(done, options)
+    return OK
+
+
+def _print_preparation(done, options):
     told = list(getattr(done, "findings", ()))
+    manifests = getattr(done, "manifests", {})
+    report = Path(options.save_folder) / "data_check.json"
+    checked = json.loads(report.read_text(encoding="utf-8"))["findings"] if report.is_file() else []
+    if options.json:
+        found = {"manifests": manifests, "findings": [str(f) for f in told], "data_check": checked}
+        print(json.dumps(found, ensure_ascii=False))
+        return
     for finding in told[:_MOST_NOTES]:
         print(f"note: {finding}", file=sys.stderr)
     if len(told) > _MOST_NOTES:
         print(f"note: {len(told) - _MOST_NOTES} more in preparation.json", file=sys.stderr)
-    report = Path(options.save_folder) / "data_check.json"
-    if report.is_file():
-        for finding in json.loads(report.read_text(encoding="utf-8"))["findings"]:
-            print(f"{finding['kind']}: {finding['count']} ({finding['message']})", file=sys.stderr)
-    for part, path in getattr(done, "manifests", {}).items():
+    for finding in checked:
+        print(f"{finding['kind']}: {finding['count']} ({finding['message']})", file=sys.stderr)
+    for part, path in manifests.items():
         print(f"{part}: {path}")
-    return OK
 
 
 def _evaluate(options, rest):
@@ -340,7 +350,9 @@ def _evaluate(options, rest):
         records = _of_split(records, options.split)
         for record in records.values():
             record["wav"] = record["wav"].replace("{data_root}", str(Path(root).resolve()), 1)
-        run_opts = {"device": options.device} if options.device else None
+        run_opts, failure = usable_device(options.device)
+        if failure:
+            return _fail(failure)
         model = EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts)
         out = Path(options.out or Path(options.model) / "evaluation" / Path(options.source).stem)
         metrics, mapped, failures = evaluate_corpus(
@@ -416,13 +428,10 @@ def _print_evaluation(options, metrics, mapped, failures, notes, out):
             rows.append(row)
         print(format_table(rows))
         scores, voice = split_rows(result_rows(metrics))
-        words = next(({k: row[k] for k in ("WER", "WER (closed set)") if k in row} for row in scores), {})
-        if words or voice:
-            print(
-                format_table(
-                    [{**words, **{k: v for k, v in row.items() if k != "system"}} for row in voice or [{}]]
-                )
-            )
+        words = {k: v for row in scores for k, v in row.items() if k.startswith("WER")}
+        rows = [{**row, **words} for row in voice] or [words]
+        if rows[0]:
+            print(format_table(rows))
         print(f"chance: {1 / len(mapped.labels):.3f}. Predictions and all metrics: {out}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

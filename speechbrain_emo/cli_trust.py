@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 
-from speechbrain_emo.cli_types import count, number, positive
+from speechbrain_emo.cli_arguments import count, number, positive, usable_device
 
 OK, FILES_FAILED, USAGE = 0, 1, 2
 COMMANDS = ("calibrate", "timeline", "verify", "report", "listen")
@@ -247,7 +247,6 @@ def _fail(message):
 
 def _load(options):
     """(EmotionExplainer, None), or (None, message)."""
-    import torch
     import transformers
 
     from speechbrain_emo.inference import EmotionExplainer
@@ -255,13 +254,9 @@ def _load(options):
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    run_opts = None
-    if options.device:
-        try:
-            torch.empty(1, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            return None, f"--device {options.device}: cannot be used here ({str(error).splitlines()[0]})"
-        run_opts = {"device": options.device}
+    run_opts, failure = usable_device(options.device)
+    if failure:
+        return None, failure
     try:
         return EmotionExplainer.from_hparams(source=options.model, run_opts=run_opts), None
     except (ValueError, OSError) as error:

@@ -661,7 +661,7 @@ def plot_explanation(samples, sample_rate, curves, summary, path):
         raise ValueError("there are no samples to draw")
     duration = len(samples) / sample_rate
     rows, warnings = list(summary["rows"]), list(summary["warnings"])
-    lines = len(rows) + 1 + sum(1 + len(str(w)) // 105 for w in warnings) + 1
+    lines = len(rows) + 1 + sum(1 + len(str(w)) // 130 for w in warnings) + 1
     figure = _figure(11.0, 6.0 + 0.27 * lines)
     grid = figure.add_gridspec(4, 2, width_ratios=(2.4, 1.0), height_ratios=(1.4, 1.4, 1.4, 0.21 * lines))
     waveform = figure.add_subplot(grid[0, 0])
@@ -674,7 +674,12 @@ def plot_explanation(samples, sample_rate, curves, summary, path):
     if summary.get("f0_edges"):
         f0.axhspan(*summary["f0_edges"], color=COLOURS[2], alpha=0.15, linewidth=0)
         f0.text(
-            duration, sum(summary["f0_edges"]) / 2, "normal in training", fontsize=7, ha="right", va="center"
+            0.99 * duration,
+            sum(summary["f0_edges"]) / 2,
+            "normal in training",
+            fontsize=7,
+            ha="right",
+            va="center",
         )
     f0.set_ylabel("F0 (Hz)")
     floor = max(float(curves["level"].max(initial=-200.0)) - 70, -120.0)
@@ -710,7 +715,7 @@ def plot_explanation(samples, sample_rate, curves, summary, path):
     y -= step
     for warning in warnings:
         y -= step
-        text = "\n".join(textwrap.wrap(f"warning: {warning}", 125))
+        text = "\n".join(textwrap.wrap(f"warning: {warning}", 150))
         table.text(0.0, y, text, fontsize=8.5, va="top", color=COLOURS[1], transform=table.transAxes)
         y -= step * text.count("\n")
     words = summary.get("transcript")

@@ -273,7 +273,7 @@ def run(overlay, *options, check=True, experiment="hparams/demo_ib.yaml", **more
         env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,
     )
     if check and done.returncode:
         raise AssertionError(f"train.py failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")

@@ -101,8 +101,8 @@ def prepare_generic(
     left = sorted({r["emotion"] for r in records.values()} - {None})
     if len(left) == 1 < len(present):
         raise ManifestError(
-            f"{data_folder}: of its labels ({', '.join(sorted(present))}) only {left[0]!r} is left: a label map names "
-            "every label that is kept, and with labels every one that is not spelt like one of them"
+            f"{data_folder}: of its labels ({', '.join(sorted(present))}) only {left[0]!r} is left under labels and "
+            "label_map: two at least can be told apart"
         )
     own = list(labels) if labels else left
     return write_fold(

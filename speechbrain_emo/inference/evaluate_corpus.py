@@ -195,7 +195,8 @@ def predict_corpus(model, records, batch_size=16, direct=False, level=None, prog
     failures = {key: found[key][1] for key in records if found[key][1] is not None}
     if not lines:
         raise ValueError(
-            f"none of {len(records)} recordings can be used; the first: {next(iter(failures.values()))}"
+            f"none of {len(records)} recordings can be used (paths start from data_root); the first: "
+            f"{next(iter(failures.values()))}"
         )
     return lines, failures
 

@@ -223,10 +223,15 @@ def place_phrase(name, percentiles, compared_with):
     -------
     >>> place_phrase("pitch", {"pitch": 83.6}, {"pitch": "female"})
     '84th percentile of female speakers'
+    >>> place_phrase("pitch", {"pitch": 0.2}, {"pitch": "male"})
+    'below nearly all male speakers'
     """
     place, group = (percentiles or {}).get(name), (compared_with or {}).get(name)
     if place is None or group is None:
         return None
+    if not 0 < round(place) < 100:
+        everybody = "all" if group == "all" else f"all {group}"
+        return f"{'above' if place > 50 else 'below'} nearly {everybody} speakers"
     return f"{ordinal(round(place))} percentile of {group} speakers"
 
 

@@ -541,11 +541,17 @@ class EmotionExplainer(Pretrained):
         places = percentile(measurement, gender, self.thresholds)
         groups = compared_with(measurement, gender, self.thresholds)
         words = {field: words[field] for field in VALUES if field in words}
+        # A training that compares each gender with itself calls high what is high for that gender: beside everybody
+        # together, a man's high voice is low.
+        gendered = any(self.thresholds.groups.get(g, {}).get("f0_median") for g in ("female", "male"))
+        incomparable = gendered and groups["pitch"] == "all"
         low, high = (100 * q for q in self.thresholds.quantiles)
         ranges = ((0.0, low), (low, high), (high, 100.0))
         for field, word in words.items():
             said = descriptors.get(field)
             if said not in VALUES[field] or said == word:
+                continue
+            if field == "pitch" and incomparable and "unvoiced" not in (said, word):
                 continue
             place, span = places[field], VALUES[field].index(said)
             # A value just beside a threshold contradicts nobody.

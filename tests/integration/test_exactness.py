@@ -104,7 +104,7 @@ def two_processes(arguments):
         env=toy.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,
     )
     assert done.returncode == 0, done.stderr[-6000:]
 
@@ -212,6 +212,14 @@ def test_content_branch_stays_bit_identical_in_the_joint_phase(experiment):
 def test_phase_starts_from_the_best_of_the_one_before(experiment):
     _, _, log = experiment
     assert "Best of phase 1.asr" in log and "Best of phase 2.joint" in log
+
+
+def test_the_log_counts_what_each_pass_of_a_phase_trains(experiment):
+    """Before the first phase nothing trains, which SpeechBrain would warn of."""
+    folder, _, _ = experiment
+    log = (folder / "run" / "log.txt").read_text()
+    assert "no trainable parameters" not in log
+    assert log.count("Total Number of Trainable Parameters") == 4
 
 
 def test_results_name_their_origin(experiment):

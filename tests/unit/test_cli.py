@@ -110,6 +110,14 @@ def test_help_shows_an_example(capsys, command):
     assert status == 0 and "example" in out and "python -m speechbrain_emo" in out
 
 
+@pytest.mark.parametrize(
+    "command", ["prepare", "check", "train", "evaluate", "compare", "explain", "timeline", "report"]
+)
+def test_help_has_an_example_and_the_exit_statuses(capsys, command):
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0 and f"python -m speechbrain_emo {command} " in out and "exit status: 0 " in out
+
+
 def test_train_without_arguments_shows_its_help(capsys):
     status, out, _ = run(capsys, "train")
     assert "hparams/demo_ib.yaml" in out

@@ -229,6 +229,11 @@ def test_the_command_prepares(table, tmp_path, capsys):
     ]
     assert cli.main(["prepare", "generic", *arguments, "--num_folds=3"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"train: {tmp_path / 'out' / 'train.json'}"
+    assert cli.main(["prepare", "generic", *arguments, "--num_folds=3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"manifests", "findings", "data_check"} and any(
+        "boredom" in f for f in told["findings"]
+    )
     assert cli.main(["prepare"]) == 0 and "RAVDESS" in capsys.readouterr().out.split()
     assert cli.main(["prepare", "RAVDESS"]) == 0 and "num_valid_speakers=" in capsys.readouterr().out
     for wrong, says in (
@@ -264,8 +269,9 @@ def test_labels_between_commas_and_a_map_that_leaves_one_label(table, tmp_path):
     done = prepare_generic(table, tmp_path / "out", labels="angry, happy", **options)
     kept = [r for p in done.manifests.values() for r in json.loads(Path(p).read_text()).values()]
     assert {r["emotion"] for r in kept} == {"angry", "happy"}
-    (tmp_path / "map.yaml").write_text("Anger: furious\n")
-    with pytest.raises(ManifestError, match="only 'furious' is left: a label map names every label"):
+    others = "".join(f"{label}: null\n" for label in THEIRS[1:])
+    (tmp_path / "map.yaml").write_text(f"Anger: furious\n{others}")
+    with pytest.raises(ManifestError, match="only 'furious' is left under labels and label_map"):
         prepare_generic(table, tmp_path / "two", label_map=tmp_path / "map.yaml", **options)
 
 

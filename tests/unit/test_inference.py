@@ -11,7 +11,7 @@ import torch
 from speechbrain.utils.fetching import FetchConfig
 
 from speechbrain_emo.dataio.audio import AudioError
-from speechbrain_emo.dataio.descriptors import fit_thresholds, measure
+from speechbrain_emo.dataio.descriptors import Thresholds, fit_thresholds, measure
 from speechbrain_emo.inference import EmotionExplainer, Explanation, Failure
 from speechbrain_emo.inference.explanation import compose_sentence
 from speechbrain_emo.inference.export import export_model
@@ -229,6 +229,19 @@ def test_a_descriptor_that_the_signal_contradicts_is_a_warning(explainer, monkey
     assert bool(found) == contradicts, result
     if contradicts:
         assert f"the model says {said}" in found[0] and f"{f0} Hz" in found[0]
+
+
+def test_a_man_is_not_compared_with_women(explainer, monkeypatch):
+    """The model's high is high for a man; quantiles of everybody say nothing against it."""
+    known = explainer.thresholds.to_dict()
+    known["groups"] = {"all": known["groups"]["all"], "female": known["groups"]["all"]}
+    monkeypatch.setattr(explainer, "thresholds", Thresholds.from_dict(known))
+    answer_with(monkeypatch, explainer, ANSWER.format("high", "sad"))
+    warned = {}
+    for gender in ("male", "female", None):
+        result = explainer.explain_array(voiced_tone(1.0, 101), 16000, gender=gender)
+        warned[gender] = any(w.startswith("pitch: ") for w in result.warnings)
+    assert warned == {"male": False, "female": True, None: False}
 
 
 def test_a_value_beside_the_threshold_is_no_contradiction(explainer, monkeypatch):

@@ -1,4 +1,4 @@
-"""Kinds of numbers on the command line: each says what it allows when it is given something else."""
+"""What arguments of the commands may be; each says what it allows when it is given something else."""
 
 import argparse
 
@@ -60,3 +60,35 @@ def positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 and above")
     return int(text)
+
+
+def usable_device(name):
+    """SpeechBrain's run options of a device.
+
+    Arguments
+    ---------
+    name : str or None
+        Of ``--device``; None: SpeechBrain's choice, a GPU where there is one.
+
+    Returns
+    -------
+    tuple
+        (run options or None, None), or (None, why it cannot be used).
+
+    Example
+    -------
+    >>> usable_device("cpu"), usable_device(None)
+    (({'device': 'cpu'}, None), (None, None))
+    >>> usable_device("abacus")[1]
+    '--device abacus: cannot be used here (...); leave it out, or give cpu'
+    """
+    import torch
+
+    if name is None:
+        return None, None
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        return None, f"--device {name}: cannot be used here ({reason}); leave it out, or give cpu"
+    return {"device": name}, None
