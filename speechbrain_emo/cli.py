@@ -1361,7 +1361,7 @@ def _say_marked(tts, prediction, options):
     from speechbrain_emo.inference.speech import check_target
 
     check_target(options.out)
-    run_opts, _ = _device(options.device)
+    run_opts, _ = usable_device(options.device)
     speaker = EmotionalTTS.from_hparams(source=options.word_tts, run_opts=run_opts)
     started = time.perf_counter()
     marked = marked_line(prediction, speaker.markup, tts.next_task.format.spec.get("intensity", ()))

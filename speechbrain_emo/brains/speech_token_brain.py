@@ -68,8 +68,8 @@ class SpeechTokenBrain(sb.Brain):
     train_log : str or pathlib.Path, optional
         JSON-lines file that gets a line an epoch.
     opt_class, hparams, run_opts, checkpointer :
-        As in ``sb.Brain``. hparams: ``seed``, ``emotion_weight``, and ``lr_scales``: name of a trainable group -> factor
-        of its learning rate, 1 where it is not named.
+        As in ``sb.Brain``. hparams: ``seed``, ``emotion_weight``, and ``lr_scales``: name of a trainable group ->
+        factor of its learning rate, 1 where it is not named.
 
     Example
     -------

@@ -162,6 +162,10 @@ class SpeechTokenLM(nn.Module):
         See :class:`EFiLM`.
     attn_implementation : str
         ``sdpa`` or ``eager``.
+    token_dropout : float
+        Share of speech tokens that are blank to the model while their embedding trains, each by chance. Speech tells so
+        much about the next token that a small model hardly reads its text; what is missing must be read. Not in the
+        papers; a property of the training that is not stored.
 
     Raises
     ------
@@ -187,6 +191,7 @@ class SpeechTokenLM(nn.Module):
         intensity="discrete",
         film_init_std=1e-3,
         attn_implementation="sdpa",
+        token_dropout=0.0,
     ):
         super().__init__()
         architecture = dict(architecture)
@@ -194,6 +199,9 @@ class SpeechTokenLM(nn.Module):
             raise ValueError("the body of a speech-token language model is a qwen2; give its architecture")
         if film_mode not in ("film", "addition", "none"):
             raise ValueError(f"film_mode is {film_mode!r}; allowed: film, addition, none")
+        if not 0 <= token_dropout < 1:
+            raise ValueError(f"token_dropout is {token_dropout}; it lies in [0, 1)")
+        self.token_dropout = float(token_dropout)
         if num_speech_tokens < 1:
             raise ValueError(f"num_speech_tokens is {num_speech_tokens}; it must be at least 1")
         self.arguments = {
@@ -415,12 +423,18 @@ class SpeechTokenLM(nn.Module):
         ]
         longest = max(len(layout.kinds) for layout in layouts)
         num_rows, num_text, num_speech = len(layouts), batch.text.shape[1], batch.speech.shape[1]
+        speech = self.speech_embedding(batch.speech)
+        if self.token_dropout and self.speech_embedding.training:
+            speech = (
+                speech
+                * (torch.rand(batch.speech.shape, device=speech.device) >= self.token_dropout)[..., None]
+            )
         # One table: the two markers, all text, all speech, and a zero for padding.
         table = torch.cat(
             [
                 self.llm_embedding.weight,
                 text.reshape(-1, self.size),
-                self.speech_embedding(batch.speech).reshape(-1, self.size),
+                speech.reshape(-1, self.size),
                 text.new_zeros(1, self.size),
             ]
         )
@@ -433,8 +447,8 @@ class SpeechTokenLM(nn.Module):
             places = np.where(layout.kinds == token_layout.TASK, 1, 0)
             is_text, is_speech = layout.kinds == token_layout.TEXT, layout.kinds == token_layout.SPEECH
             places = np.where(is_text, 2 + row * num_text + layout.indices, places)
-            speech = 2 + num_rows * num_text + row * num_speech
-            places = np.where(is_speech, speech + layout.indices, places)
+            first = 2 + num_rows * num_text + row * num_speech
+            places = np.where(is_speech, first + layout.indices, places)
             index[row, :size], targets[row, :size], mask[row, :size] = places, layout.targets, 1
         device = table.device
         embeddings = table[torch.from_numpy(index).to(device)]
