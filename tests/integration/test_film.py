@@ -173,6 +173,16 @@ def test_what_trains_stands_in_the_phase(trained):
     assert moved and all(k.startswith(("lm.film.", "lm.llm_decoder.", "emotion_head.")) for k in moved)
 
 
+def test_a_group_trains_at_its_own_rate(trained):
+    experiment = SpeechTokenExperiment(hparams(trained, "rates", lr_scales={"film": 0.0}), OPTIONS)
+    before = {name: value.clone() for name, value in experiment.lm.state_dict().items()}
+    experiment.train()
+    moved = {
+        name for name, value in experiment.lm.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert "speech_embedding.weight" in moved and not [name for name in moved if name.startswith("film.")]
+
+
 def test_labels_of_an_annotator_train_and_the_judge_stays_the_same(trained):
     annotated, agree, total = [], 0, 0
     for kind in ("single", "mixed"):

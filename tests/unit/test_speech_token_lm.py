@@ -1,5 +1,6 @@
 """The speech-token language model: published names and sizes, layout, cache, batches, E-FiLM, sampling."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_tokens_of_shared_levels_start_alike_and_names_stay():
         assert float(interaction.detach().abs().max()) < 1e-5
     with pytest.raises(ValueError, match="make 9 tokens, not 27"):
         model.start_from_levels([3, 3])
+
+
+def test_blank_tokens_hide_speech_in_training_alone():
+    rows = batch([(5, 9), (4, 6)])
+    other = replace(rows, speech=(rows.speech + 1) % 27)
+    model = tiny(token_dropout=0.999999)
+    assert not torch.equal(model(rows).states, model(other).states)
+    model.speech_embedding.train()
+    # What is left is text, and how much speech there was.
+    torch.testing.assert_close(model(rows).states, model(other).states)
+    assert "token_dropout" not in model.arguments
+    with pytest.raises(ValueError, match="lies in"):
+        tiny(token_dropout=1.0)
 
 
 def test_a_row_by_hand_through_transformers_own_model():
