@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain_emo.brains.distributed import leave_group
 from speechbrain_emo.dataio.manifest import ManifestError
 from speechbrain_emo.dry_run import MissingSizes, estimate
+from speechbrain_emo.inference.safe_loading import UnsafeModelError
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +150,8 @@ def main(arguments):
     sb.utils.distributed.ddp_init_group(run_opts)
     try:
         run_experiment(hparams_file, run_opts, overrides, command)
-    except (FoldError, ManifestError, MissingSizes) as error:
-        # The user's data or YAML is at fault; a traceback would hide what the message says.
+    except (FoldError, ManifestError, MissingSizes, UnsafeModelError) as error:
+        # The user's data, YAML or model is at fault; a traceback would hide what the message says.
         print(f"error: {error}", file=sys.stderr)
         return 2
     leave_group()

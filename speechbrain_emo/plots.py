@@ -21,6 +21,7 @@ __all__ = [
     "plot_intensity_sweep",
     "plot_latent_maps",
     "plot_layer_weights",
+    "plot_next_line",
     "plot_risk_coverage",
     "plot_speech",
     "plot_timeline",

@@ -152,7 +152,8 @@ def prepare_demo_film(
     num_single : int
         Utterances of one emotion to train on, in the corpus's order.
     num_train, num_valid, num_test : int
-        Utterances of mixed emotion. With the numbers of ``hparams/demo_word_emotion.yaml`` both share one synthesis.
+        Utterances of mixed emotion. Other numbers than those of ``hparams/demo_word_emotion.yaml`` need a
+        ``words_folder`` and an ``audio`` of their own, as the recordings' names are the same.
     voices : str
         ``all``, or ``half``: every other training voice, to see how unseen voices fare. Give it a ``save_folder`` of
         its own.

@@ -698,15 +698,20 @@ def exchange_partners(order, group=EXCHANGE_GROUP):
     Returns
     -------
     dict of int to int
+        Recording -> another one; a single recording keeps its own.
 
     Example
     -------
     >>> exchange_partners([5, 3, 8, 1])
     {5: 8, 3: 1, 8: 5, 1: 3}
+    >>> exchange_partners([5, 3, 8], group=2)
+    {5: 3, 3: 8, 8: 5}
     """
-    partners = {}
-    for start in range(0, len(order), group):
-        some = list(order[start : start + group])
+    partners, borders = {}, [*range(0, len(order), group), len(order)]
+    if len(borders) > 2 and borders[-1] - borders[-2] == 1:
+        del borders[-2]  # The last one by itself would keep its own embeddings.
+    for start, stop in zip(borders, borders[1:]):
+        some = list(order[start:stop])
         # Neighbours in length may be alike in speed, so partners are half a group apart.
         half = max(len(some) // 2, 1)
         partners.update(zip(some, some[half:] + some[:half]))

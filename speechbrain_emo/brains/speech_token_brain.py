@@ -133,11 +133,21 @@ class SpeechTokenBrain(sb.Brain):
             self.init_optimizers()
 
     def init_optimizers(self):
-        """One optimiser: matrices with weight decay, biases and norms without, each at its group's learning rate."""
+        """One optimiser: matrices with weight decay, biases and norms without, each at its group's learning rate.
+
+        Raises
+        ------
+        ValueError
+            If ``lr_scales`` names a group that the model does not have.
+        """
         phase = (self.position or self.schedule.at(1)).phase
-        scales = {}
+        scales, known = {}, self.model.groups()
+        # A model without modulation has no group of it, and its ablation keeps the setting.
+        unknown = sorted(set(self.lr_scales) - set(known) - {"film"})
+        if unknown:
+            raise ValueError(f"lr_scales names the groups {unknown}; this model has {sorted(known)}")
         for name, scale in self.lr_scales.items():
-            for module in self.model.groups().get(name, ()):
+            for module in known.get(name, ()):
                 scales.update({id(parameter): float(scale) for parameter in module.parameters()})
         groups = {}
         for parameter in self.model.parameters():

@@ -120,8 +120,9 @@ def sweep_metrics(lines, num_intensities, language="en"):
     Arguments
     ---------
     lines : sequence of dict
-        ``sentence``, ``emotion`` (None: no marks), ``level``, ``text``, ``heard`` (None or absent: not known), ``eos``,
-        ``probability`` (or None) and the values of :func:`sound_of`.
+        ``sentence``, ``emotion`` (None: no marks), ``level``, ``text``, ``heard`` (absent: nobody listened; None: no
+        word was understood, which counts as all words lost), ``eos``, ``probability`` (or None) and the values of
+        :func:`sound_of`.
     num_intensities : int
         Intensities of each emotion.
     language : str
@@ -142,7 +143,7 @@ def sweep_metrics(lines, num_intensities, language="en"):
             line["duration_ratio"] = line["duration"] / base["duration"]
             known = line["f0"] is not None and base["f0"] is not None
             line["f0_shift"] = line["f0"] - base["f0"] if known else None
-        if line.get("heard") is not None:
+        if "heard" in line:
             line["wer"] = word_errors([line["text"]], [line["heard"]], language).wer
     groups = {}
     for line in lines:
@@ -157,7 +158,7 @@ def sweep_metrics(lines, num_intensities, language="en"):
             if values:
                 row[quantity] = metrics[f"{name}.{quantity}"] = float(np.mean(values))
         # Over all words, not the mean of sentences.
-        known = [line for line in own if line.get("heard") is not None]
+        known = [line for line in own if "heard" in line]
         if known:
             errors = word_errors(
                 [line["text"] for line in known], [line["heard"] for line in known], language

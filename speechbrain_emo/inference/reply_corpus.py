@@ -22,6 +22,7 @@ from speechbrain_emo.dataio.acoustics import SILENCE
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, write_text_atomically
 from speechbrain_emo.inference.conversational_tts import ConversationalTTS, text_to_phones
+from speechbrain_emo.inference.speak_corpus import need_models
 from speechbrain_emo.inference.speech_scores import make_judges, score_outputs
 from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals
 from speechbrain_emo.prompts.next_line import NEUTRAL
@@ -389,13 +390,7 @@ def run_reply_corpus(hparams, run_opts):
     ManifestError
         If a model is missing; the message names the command that makes it.
     """
-    for name in ("model", "tts", "asr"):
-        folder = hparams[name]
-        if folder is not None and not str(folder).startswith("hf:") and not Path(folder).is_dir():
-            left_out = ", or --asr=null to leave the WER out" if name == "asr" else ""
-            raise ManifestError(
-                f"{name} is {folder}, which does not exist; make it with:  {hparams['commands'][name]}{left_out}"
-            )
+    need_models({name: hparams[name] for name in ("model", "tts", "asr")}, hparams["commands"])
     device = dict(run_opts or {}).get("device")
     own_opts = {"device": device} if device else None
     tts = ConversationalTTS.from_hparams(source=hparams["model"], tts=hparams["tts"], run_opts=own_opts)

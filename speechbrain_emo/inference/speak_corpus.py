@@ -26,6 +26,38 @@ from speechbrain_emo.results import format_table, run_context, write_results
 logger = logging.getLogger(__name__)
 OUTPUTS = "outputs.jsonl"
 CONDITIONS = ("marked", "neutral", "recordings")
+#: What an output is of; one of a list that was changed is spoken again.
+_ASKED = ("markup", "spoken", "draw", "prompt", "prompt_text", "reference")
+
+
+def need_models(folders, commands):
+    """Refuse at once what would fail after hours: a folder of a model that was not made yet.
+
+    Arguments
+    ---------
+    folders : mapping of str to (str or None)
+        What a model is for -> its folder. None and names on the hub (``hf:NAME``, ``OWNER/NAME``) pass.
+    commands : mapping of str to str
+        How each is made; what has no command is not looked for.
+
+    Raises
+    ------
+    ManifestError
+        If a folder is missing; the message names the command that makes it.
+
+    Example
+    -------
+    >>> need_models({"asr": "no/such/model", "speaker": None}, {"asr": "python train.py hparams/demo_ib.yaml"})
+    Traceback (most recent call last):
+    speechbrain_emo.dataio.manifest.ManifestError: asr is no/such/model, which does not exist; make it with:  python train.py hparams/demo_ib.yaml
+    """
+    for name, command in commands.items():
+        folder = folders.get(name)
+        if folder is None or Path(folder).exists():
+            continue
+        path = str(folder)
+        if not path.startswith("hf:") and (path.count("/") != 1 or path.startswith((".", "/"))):
+            raise ManifestError(f"{name} is {folder}, which does not exist; make it with:  {command}")
 
 
 def read_lists(paths, data_folder=None, default_prompt=None, num_evaluated=None):
@@ -116,7 +148,10 @@ def speak_corpus(tts, records, folder, seed=0, batch_size=8, progress=True):
                 continue  # The line that a kill cut off.
             if entry["provenance"]["model"] != tts.model_hash:
                 raise ManifestError(f"{folder} holds outputs of another model: choose another folder")
-            if entry["id"] in records and (folder / entry["file"]).is_file() and entry["pass"] == seed:
+            record = records.get(entry["id"])
+            if record is None or entry["pass"] != seed or not (folder / entry["file"]).is_file():
+                continue
+            if all(entry.get(name) == record.get(name) for name in _ASKED):
                 known[entry["id"]] = entry
     write_text_atomically(file, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in known.values()))
     voices = {}
@@ -167,7 +202,8 @@ def load_synthesiser(hparams, run_opts, **options):
     Arguments
     ---------
     hparams : dict
-        ``model``, ``parts``, ``lists``, ``data_folder``, ``default_prompt`` and ``num_evaluated``.
+        ``model``, ``judges``, ``commands`` (how they are made, see :func:`need_models`), ``parts``, ``lists``,
+        ``data_folder``, ``default_prompt`` and ``num_evaluated``.
     run_opts : speechbrain.utils.run_opts.RunOptions or dict
         SpeechBrain's run options.
     **options
@@ -177,7 +213,15 @@ def load_synthesiser(hparams, run_opts, **options):
     -------
     tuple
         (EmotionalTTS, records, device or None).
+
+    Raises
+    ------
+    ManifestError
+        If a model, a judge or a list is missing.
+    UnsafeModelError
+        If the model's folder holds no synthesiser.
     """
+    need_models({"model": hparams["model"], **hparams["judges"]}, hparams.get("commands") or {})
     device = dict(run_opts or {}).get("device")
     tts = EmotionalTTS.from_hparams(
         hparams["model"],

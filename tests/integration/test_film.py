@@ -181,6 +181,9 @@ def test_a_group_trains_at_its_own_rate(trained):
         name for name, value in experiment.lm.state_dict().items() if not torch.equal(value, before[name])
     }
     assert "speech_embedding.weight" in moved and not [name for name in moved if name.startswith("film.")]
+    misspelt = SpeechTokenExperiment(hparams(trained, "misspelt", lr_scales={"fim": 0.1}), OPTIONS)
+    with pytest.raises(ValueError, match="lr_scales names the groups .'fim'."):
+        misspelt.train()
 
 
 def test_labels_of_an_annotator_train_and_the_judge_stays_the_same(trained):

@@ -53,6 +53,14 @@ def test_a_list_is_spoken_once(place, monkeypatch):
     monkeypatch.setattr(tts, "speak_batch", lambda texts, *a: spoken.extend(texts) or original(texts, *a))
     speak_corpus.speak_corpus(tts, records, place / "out", progress=False)
     assert len(spoken) == 1 and (place / "out" / "u1.wav").read_bytes() == before
+    # A list that was changed: what an output was not asked for is not kept under its id.
+    changed = {**records, "u0": {**records["u0"], "prompt_text": "I said nothing"}}
+    changed["u2"] = {**records["u2"], "markup": records["u2"]["markup"].replace("ang", "sad")}
+    spoken.clear()
+    speak_corpus.speak_corpus(tts, changed, place / "out", progress=False)
+    assert sorted(spoken) == sorted(changed[key]["markup"] for key in ("u0", "u2"))
+    lines = [json.loads(x) for x in (place / "out" / "outputs.jsonl").read_text().splitlines()]
+    assert {x["id"]: x["markup"] for x in lines} == {k: r["markup"] for k, r in changed.items()}
     with pytest.raises(ManifestError, match="another model"):
         monkeypatch.setattr(tts, "model_hash", "x")
         speak_corpus.speak_corpus(tts, records, place / "out", progress=False)
@@ -78,6 +86,16 @@ def test_another_emotion_on_one_span_alone():
         assert changed.text == marked.text and changed.spans[1 - number] == marked.spans[1 - number]
         assert changed.spans[number].emotion not in (marked.spans[number].emotion, "neu")
         assert changed.spans[number].intensity == marked.spans[number].intensity
+
+
+@pytest.mark.parametrize("run", ["run_speak_corpus", "run_span_changes"])
+def test_a_missing_judge_is_told_with_its_command_before_anything_is_spoken(place, run):
+    commands = {"annotator": "python train.py hparams/demo_word_emotion.yaml"}
+    absent = str(place / "absent")
+    hparams = settings(place, "early", judges={"annotator": absent, "aligner": "none"}, commands=commands)
+    with pytest.raises(ManifestError, match="annotator is .*absent.* python train.py hparams/demo_word"):
+        getattr(speak_corpus, run)(hparams, {"device": "cpu"})
+    assert not (place / "early").exists()
 
 
 class Fifths:
@@ -234,6 +252,9 @@ def test_trends_are_of_sentences_and_shifts_of_the_same_sentence():
         1 / 3
     )
     assert [row["intensity"] for row in rows] == [None, 0.0, 0.5, 1.0]
+    # An output in which no word is understood has lost them all; it is not left out of the WER.
+    lines[2]["heard"] = None
+    assert intensity_sweep.sweep_metrics(lines, 3)[0]["sweep.hap.0.wer"] == pytest.approx((3 + 1) / 6)
 
 
 def test_changes_are_held_against_another_seed(place, monkeypatch):
