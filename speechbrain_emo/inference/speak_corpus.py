@@ -49,7 +49,7 @@ def need_models(folders, commands):
     -------
     >>> need_models({"asr": "no/such/model", "speaker": None}, {"asr": "python train.py hparams/demo_ib.yaml"})
     Traceback (most recent call last):
-    speechbrain_emo.dataio.manifest.ManifestError: asr is no/such/model, which does not exist; make it with:  python train.py hparams/demo_ib.yaml
+    speechbrain_emo.dataio.manifest.ManifestError: asr is no/such/model, ...; make it with:  python train.py ...
     """
     for name, command in commands.items():
         folder = folders.get(name)
