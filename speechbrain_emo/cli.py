@@ -1222,7 +1222,8 @@ def _conversational(options):
     _quiet()
     word_tts = getattr(options, "word_tts", None)
     if options.out and not (options.tts or word_tts):
-        return None, "--out needs --tts: without a synthesiser there is no sound"
+        ways = "--tts or --word_tts" if hasattr(options, "word_tts") else "--tts"
+        return None, f"--out needs {ways}: without a synthesiser there is no sound"
     if word_tts and (options.tts or not options.prompt or not options.out):
         return (
             None,

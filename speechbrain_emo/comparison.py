@@ -320,7 +320,8 @@ def _answers(run, condition=None, missing_ok=False):
 
 
 def _emotions(by_seed):
-    return sorted({line[0] for lines in by_seed.values() for line in lines.values()})
+    """Emotions that are true or answered: an answer may name one that no line of the test has."""
+    return sorted({name for lines in by_seed.values() for line in lines.values() for name in line[:2]})
 
 
 def compare_systems(systems, num_resamples=9999):
@@ -411,7 +412,8 @@ def _difference(base, system, own, reference, num_resamples):
         lines = [(first[k][0], first[k][1], second[k][1], first[k][2]) for k in first]
         pairs += lines
         tests.append(mcnemar(*list(zip(*lines))[:3]).p)
-    found = paired_bootstrap(*zip(*pairs), base.labels, num_resamples)
+    labels = list(dict.fromkeys([*base.labels, *system.labels]))
+    found = paired_bootstrap(*zip(*pairs), labels, num_resamples)
     row = {"Δ UA": own["mean"] - reference["mean"]}
     if found is not None:
         row["95 % of Δ"] = (found.low, found.high)

@@ -235,6 +235,8 @@ def run_intensity_sweep(hparams, run_opts):
         wall_time=time.time() - started,
         model=tts.model_hash,
         judges=judges.names,
+        parts=dict(hparams.get("parts") or {}),
+        seeds=list(hparams["seeds"]),
         intensities=list(tts.markup.intensities),
         continuous=tts.continuous,
         command=hparams.get("command"),

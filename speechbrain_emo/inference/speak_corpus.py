@@ -448,7 +448,15 @@ def run_span_changes(hparams, run_opts):
         known = np.array(values)[~np.isnan(values)]
         metrics[name] = float(np.median(known)) if len(known) else None
     write_text_atomically(folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_results(folder, metrics, run_context(seed=hparams["seed"], aligner=hparams["judges"]["aligner"]))
+    context = run_context(
+        seed=hparams["seed"],
+        model=tts.model_hash,
+        parts=dict(hparams.get("parts") or {}),
+        seeds=[first, second],
+        aligner=hparams["judges"]["aligner"],
+        command=hparams.get("command"),
+    )
+    write_results(folder, metrics, context)
     print(
         format_table([{"metric": k, "value": v} for k, v in metrics.items() if v is not None], style="plain")
     )

@@ -204,6 +204,8 @@ def write_next_line_run(run, skill, conditions):
             "majority": LABELS[0],
             "gru": truth if rng.random() < 0.5 else LABELS[0],
         }
+        if skill < 0.5 and i == 0:
+            answers[conditions[0]] = "disgust"  # No line of the test has it.
         for condition, answer in answers.items():
             phase = {"majority": None, "gru": "stage1_2"}.get(condition, "stage2_2")
             line = {"id": f"t_{i // 6}_{i % 6}", "task": "next", "condition": condition, "phase": phase}
