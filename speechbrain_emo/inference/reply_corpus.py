@@ -231,8 +231,13 @@ class ReplyEvaluation:
                 entry = json.loads(line)
             except ValueError:
                 continue  # The line that a kill cut off.
-            if entry["stamp"] == self.stamp and entry["id"] in records and Path(entry["file"]).is_file():
-                found[entry["id"]] = entry
+            key = entry["id"]
+            if key not in records or not Path(entry["file"]).is_file():
+                continue
+            # The same models, and the same line with the same reference.
+            asked = (entry["file"], entry["asked"], entry["voice"])
+            if entry == self._entry(key, records[key], *asked):
+                found[key] = entry
         return found
 
     def _entry(self, key, record, file, asked, voice):
