@@ -102,7 +102,6 @@ def build(folder):
         "evaluation": {
             "gru": {"epochs": 2, "hidden_size": 4},
             "num_beams": 2,
-            "max_new_tokens": 4,
             "batch_size": 8,
             "replies": [1, 2],
             "robustness": {"changes": ["noise_0", "telephone"], "limit": 3},

@@ -89,7 +89,7 @@ class NextLineEvaluation:
     experiment : SpeechLLMExperiment
         With ``evaluation.kind: next_line``. Keys of ``evaluation``: ``recognition`` and ``prediction`` (lists of
         ``phase`` and ``task``, prediction with ``conditions``, and ``split`` where it is another than ``test``), and
-        optionally ``num_beams``, ``max_new_tokens``, ``batch_size``, ``limit`` (test records), ``replies`` (numbers of
+        optionally ``num_beams``, ``batch_size``, ``limit`` (test records), ``replies`` (numbers of
         replies in a row at which consistency is measured), ``gru`` (``phase``, ``task``, ``hidden_size``,
         ``epochs``, ``lr``), ``robustness`` (``changes`` of the audio, of ``audio_changes.FAULTS``, and ``limit``, about
         so many records), ``latency_records`` (records whose seconds are taken one by one; 10).
@@ -157,8 +157,10 @@ class NextLineEvaluation:
             Record number -> written label (or None), record number -> most likely of the valid labels.
         """
         beams = self.settings.get("num_beams", 1)
-        written = self.tools.answers(split, build, task.name, beams)
         candidates = [self.tools.packer.answer_ids(task.answer_fields(v)) for v in task.values]
+        # The longest label and the end behind it: a fixed number cut "strong angry" of a tokenizer of letters.
+        self.tools.max_new_tokens = max(len(ids) for ids in candidates) + 1
+        written = self.tools.answers(split, build, task.name, beams)
         scored = self.tools.scored(split, build, candidates, sorted(written))
         best = {i: task.values[max(range(len(row)), key=row.__getitem__)] for i, row in scored.items()}
         return {i: match_label(text, task.values) for i, text in written.items()}, best

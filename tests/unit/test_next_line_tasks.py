@@ -1,10 +1,12 @@
 """Tasks of conversational speech: what a prompt shows, which records they are for, and what is measured."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from speechbrain_emo.brains.next_line_evaluation import (
+    NextLineEvaluation,
     _copied,
     _with_predictions,
     by_group,
@@ -205,3 +207,25 @@ def test_groups_faults_and_pictures(tmp_path):
     assert "history_10" in table and "agreement_2" in table and "telephone" in table
     with pytest.raises(ValueError, match="no group to draw"):
         next_line_pictures({}, settings, tmp_path)
+
+
+def test_the_longest_label_can_be_written():
+    """With a fixed limit of 8 tokens a tokenizer of letters never finished "strong angry": every angry was wrong."""
+    labels = ["neutral", "weak sad", "strong angry"]
+
+    class Letters:
+        max_new_tokens = 8
+        packer = SimpleNamespace(answer_ids=list)
+
+        def answers(self, split, build, task, beams):
+            return {i: label[: self.max_new_tokens] for i, label in enumerate(labels)}
+
+        def scored(self, split, build, candidates, order):
+            return {i: [float(i == k) for k in range(len(candidates))] for i in order}
+
+    evaluation = NextLineEvaluation.__new__(NextLineEvaluation)
+    evaluation.settings, evaluation.tools = {}, Letters()
+    task = SimpleNamespace(name="next", values=labels, answer_fields=lambda label: label)
+    written, best = evaluation.predict(task, "test", None)
+    assert list(written.values()) == list(best.values()) == labels
+    assert evaluation.tools.max_new_tokens == len("strong angry") + 1
