@@ -369,6 +369,8 @@ def prepare_demo_words(
         digest.update(path.read_bytes())
     constants = [WORDS_VERSION, THREE_SHARE, MIN_WORDS, RAMP, sizes, int(num_single), int(seed)]
     constants += [demo._settings_hash(sizes, seed), version("espeakng-loader"), digest.hexdigest()]
+    if audio != "words":
+        constants.append(audio)
     fingerprint = hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()[:16]
     oracle_file = save_folder / "oracle.json"
     if oracle_file.is_file():

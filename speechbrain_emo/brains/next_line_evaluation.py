@@ -637,6 +637,8 @@ def next_line_pictures(metrics, settings, folder):
         split, name = entry.get("split", "test"), f"{entry['task']}.%s@{entry['phase']}"
         keys = {c: f"{split}.{name % c}" for c in entry["conditions"]}
         groups = {c: by_group(metrics, key) for c, key in keys.items()}
+        if not any(groups.values()):
+            continue  # Every history too short to have a group: there is nothing to draw.
         replies = {}
         for title, what in (("right", "wa"), ("as with the true history", "agreement")):
             found = by_group(metrics, f"{split}.{name % 'replies'}", what)
