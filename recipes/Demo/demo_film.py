@@ -286,7 +286,7 @@ def annotate_words(annotator, data_folder, save_folder):
     return right / total
 
 
-def prepare_speak_list(manifests, prompts, save_file, label_map, voices="own"):
+def prepare_speak_list(manifests, prompts, save_file, label_map, voices="own", prompt_text=True):
     """Write an evaluation list: marked sentences, a neutral prompt of the same voice, the true recording.
 
     Arguments
@@ -302,6 +302,8 @@ def prepare_speak_list(manifests, prompts, save_file, label_map, voices="own"):
     voices : str
         ``own``: each sentence in the voice of its recording. ``prompts``: in the voices of the prompts in turn; the
         recording is another's then, so that shifts of words can be compared with it, distances hold the voice too.
+    prompt_text : bool
+        Whether the language model hears the prompt too. Without it the prompt gives the flow its voice alone.
 
     Returns
     -------
@@ -344,7 +346,7 @@ def prepare_speak_list(manifests, prompts, save_file, label_map, voices="own"):
                 "part": "single" if record["emotion"] else "mixed",
                 "transition": None,
                 "prompt": spoken_by[1]["wav"],
-                "prompt_text": spoken_by[1]["transcript"],
+                "prompt_text": spoken_by[1]["transcript"] if prompt_text else None,
                 "protocol": "neutral",
                 "reference": record["wav"],
             }

@@ -287,11 +287,15 @@ class SpeechTokenExperiment:
     def prompts(self):
         """A neutral recording of every test speaker: the voice prompt of the protocol ``neutral``.
 
+        None of anyone where ``prompted`` is false in the YAML: the language model speaks without hearing a voice.
+
         Returns
         -------
         dict
             speaker -> row of the test part.
         """
+        if not self.hparams.get("prompted", True):
+            return {}
         neutral, found = self.markup.labels.index(self.markup.untagged[0]), {}
         for row, (values, speaker) in enumerate(zip(self.rows["test"].rows, self.rows["test"].speakers)):
             if speaker not in found and set(values["word_labels"]) == {neutral}:
@@ -379,7 +383,7 @@ class SpeechTokenExperiment:
         rows = rows[:: max(1, len(rows) // int(self.hparams["num_evaluated"]))]
         true = [test.rows[i]["speech"] for i in rows]
         heard_true = self.hear(true)
-        metrics = {"test.tokens.count": len(rows), "test.tokens.prompt": "neutral"}
+        metrics = {"test.tokens.count": len(rows), "test.tokens.prompt": "neutral" if prompts else "none"}
         for condition in ("recordings", "marked", "neutral"):
             if condition == "recordings":
                 tokens = true

@@ -86,7 +86,7 @@ def test_a_run_ends_with_scores_pictures_and_a_model_that_speaks(trained):
     metrics = json.loads((trained / "run" / "results.json").read_text())["metrics"]
     for condition in ("recordings", "marked", "neutral"):
         assert 0 <= metrics[f"test.tokens.{condition}.word_accuracy"] <= 1
-    assert 0 <= metrics["test.tokens.marked.eos"] <= 1 and metrics["test.tokens.prompt"] == "neutral"
+    assert 0 <= metrics["test.tokens.marked.eos"] <= 1 and metrics["test.tokens.prompt"] == "none"
     assert metrics["test.film.gamma_deviation"] > 0
     for name in ("film.png", "confusion_tokens.png", "training.png", "train_log.jsonl", "done.json"):
         assert (trained / "run" / name).stat().st_size > 100, name
