@@ -560,6 +560,8 @@ def measure_manifest(
         for name in missing
     )
     if num_workers > 1:
+        # librosa compiles its functions at first use; processes that did so at once, into one cache, died in them.
+        measure(0.1 * np.sin(2 * np.pi * 150 * np.arange(_RATE) / _RATE), _RATE, language=language)
         # joblib's own processes: fork would copy torch's threads, spawn would run the caller's script again.
         results = Parallel(n_jobs=num_workers, return_as="generator_unordered")(
             delayed(_measure_file)(*job, language) for job in jobs
