@@ -73,15 +73,6 @@ def test_euler_steps_and_guidance_follow_their_formulas():
     assert torch.allclose(flow.solve(mu, None, speaker, cond), x, atol=1e-5)
 
 
-def test_the_temperature_scales_the_start():
-    cool, warm = (FlowMatching(Field(), num_noise_frames=4, temperature=t) for t in (0.0, 1.0))
-    mu, speaker, cond = torch.rand(1, 2, 4), torch.rand(1, 2), torch.rand(1, 2, 4)
-    assert torch.equal(cool.solve(mu, None, speaker, cond), warm.solve(mu, None, speaker, cond, noise=0 * mu))
-    assert not torch.equal(cool.solve(mu, None, speaker, cond), warm.solve(mu, None, speaker, cond))
-    with pytest.raises(ValueError, match="temperature is -1"):
-        FlowMatching(Field(), temperature=-1)
-
-
 def test_without_guidance_one_half_is_computed():
     flow = FlowMatching(Field(), num_noise_frames=4)
     batches = []

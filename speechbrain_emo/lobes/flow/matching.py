@@ -131,14 +131,6 @@ class FlowMatching(nn.Module):
         Weight w of classifier-free guidance, (1 + w) conditional - w unconditional; 0 saves half of the work.
     num_noise_frames : int
         Length of the fixed start noise, and so the longest sequence.
-    temperature : float
-        Deviation of the start noise; published: 1. Below 1 mels lie nearer to the mean of what the tokens allow: a
-        small or briefly trained flow is understood better, and all it says sounds more alike.
-
-    Raises
-    ------
-    ValueError
-        If the temperature is negative, or a schedule or number of steps is not allowed.
 
     Example
     -------
@@ -158,20 +150,16 @@ class FlowMatching(nn.Module):
         schedule="cosine",
         guidance=0.7,
         num_noise_frames=15000,
-        temperature=1.0,
     ):
         super().__init__()
         flow_times(num_steps, schedule)
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; it must be 0 or more")
         self.estimator = estimator
         self.sigma_min, self.num_steps, self.schedule = sigma_min, num_steps, schedule
         self.guidance, self.num_noise_frames = guidance, num_noise_frames
-        self.temperature = float(temperature)
         self._noise = None
 
     def fixed_noise(self, start, stop, like):
-        """The start noise of the published model: normal, from a generator with seed 0, times the temperature.
+        """The start noise of the published model: standard normal from a generator with seed 0.
 
         Arguments
         ---------
@@ -198,7 +186,7 @@ class FlowMatching(nn.Module):
         if self._noise is None:
             generator = torch.Generator().manual_seed(0)
             self._noise = torch.randn(1, self.estimator.num_mels, self.num_noise_frames, generator=generator)
-        return self.temperature * self._noise[:, :, start:stop].to(like)
+        return self._noise[:, :, start:stop].to(like)
 
     def solve(
         self,
