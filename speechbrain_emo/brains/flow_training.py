@@ -259,10 +259,6 @@ def _build(hparams, run_opts, manifests, tokenizer, encoder):
         # An emotion table is new where the flow to start from has none.
         flow.load_state_dict(load_flow(hparams["initial_flow"]).state_dict(), strict=not emotional)
     elif hparams["start_from_levels"]:
-        if tokenizer.levels is None:
-            raise ValueError(
-                "start_from_levels: this speech tokenizer does not tell the levels of its quantiser"
-            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(hparams["seed"]))
             flow.start_from_levels(tokenizer.levels)

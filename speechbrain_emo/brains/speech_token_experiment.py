@@ -198,10 +198,6 @@ class SpeechTokenExperiment:
         if self.hparams.get("initial_lm"):
             lm.load_weights(load_speech_token_lm(self.hparams["initial_lm"]).weights(), without_film=True)
         elif self.hparams.get("start_from_levels"):
-            if self.tokenizer.levels is None:
-                raise ValueError(
-                    "start_from_levels: this speech tokenizer does not tell the levels of its quantiser"
-                )
             lm.start_from_levels(self.tokenizer.levels)
         return lm
 

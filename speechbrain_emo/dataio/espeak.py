@@ -109,18 +109,18 @@ class _Engine:
 
     def __init__(self):
         library, data = _library_paths()
-        self.library = ctypes.CDLL(str(library))
+        self.espeak = ctypes.CDLL(str(library))
         self.libc = ctypes.CDLL(None)
-        self.library.espeak_Initialize.argtypes = [
+        self.espeak.espeak_Initialize.argtypes = [
             ctypes.c_int,
             ctypes.c_int,
             ctypes.c_char_p,
             ctypes.c_int,
         ]
-        self.library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
-        self.library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-        self.library.espeak_SetParameter.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
-        self.library.espeak_Synth.argtypes = [
+        self.espeak.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
+        self.espeak.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+        self.espeak.espeak_SetParameter.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        self.espeak.espeak_Synth.argtypes = [
             ctypes.c_char_p,
             ctypes.c_size_t,
             ctypes.c_uint,
@@ -130,13 +130,13 @@ class _Engine:
             ctypes.c_void_p,
             ctypes.c_void_p,
         ]
-        self.library.espeak_TextToPhonemes.argtypes = [
+        self.espeak.espeak_TextToPhonemes.argtypes = [
             ctypes.POINTER(ctypes.c_char_p),
             ctypes.c_int,
             ctypes.c_int,
         ]
-        self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        self.sample_rate = self.library.espeak_Initialize(
+        self.espeak.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        self.sample_rate = self.espeak.espeak_Initialize(
             _SYNCHRONOUS_OUTPUT,
             0,
             os.fsencode(os.path.dirname(str(data))),
@@ -147,7 +147,7 @@ class _Engine:
         self.blocks, self.events = [], []
         # The reference to the callback must live as long as the library uses it.
         self.callback = _CALLBACK(self._receive)
-        self.library.espeak_SetSynthCallback(self.callback)
+        self.espeak.espeak_SetSynthCallback(self.callback)
 
     def _receive(self, samples, num_samples, events):
         if samples and num_samples > 0:
@@ -344,7 +344,7 @@ class EspeakSynthesizer:
 
     @staticmethod
     def _set_voice(voice):
-        if _engine().library.espeak_SetVoiceByName(voice.encode()) != 0:
+        if _engine().espeak.espeak_SetVoiceByName(voice.encode()) != 0:
             raise EspeakError(
                 f"voice {voice!r} is unknown to espeak-ng; use a language (en-us, en-gb, de), with +variant "
                 "for another timbre (en-us+f3)"
@@ -356,7 +356,7 @@ class EspeakSynthesizer:
         translated = []
         while pointer.value:
             # Bits 8 to 23 of the mode are the character between phonemes.
-            clause = _engine().library.espeak_TextToPhonemes(ctypes.byref(pointer), _UTF8, ord("\t") << 8)
+            clause = _engine().espeak.espeak_TextToPhonemes(ctypes.byref(pointer), _UTF8, ord("\t") << 8)
             translated += [
                 phone_label(mnemonic) for mnemonic in re.split(r"[\t ]+", (clause or b"").decode())
             ]
@@ -404,7 +404,7 @@ class EspeakSynthesizer:
         global _SPOKEN
         engine = _engine()
         _SPOKEN = True
-        library = engine.library
+        library = engine.espeak
         # espeak-ng seeds its noise (voices with breath have some) with the time of its start, and uses the C
         # library's generator beside it.
         engine.libc.srand(1)

@@ -14,13 +14,13 @@ from scipy.stats import spearmanr
 
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, write_text_atomically
-from speechbrain_emo.inference.speak_corpus import OUTPUTS, load_synthesiser, speak_corpus
+from speechbrain_emo.inference.speak_corpus import OUTPUTS, load_synthesiser, speak_corpus, speech_context
 from speechbrain_emo.inference.speech_scores import RATE, make_judges, read_outputs, score_outputs
 from speechbrain_emo.metrics.asr import word_errors
 from speechbrain_emo.metrics.synthesis import frame_f0
 from speechbrain_emo.plots import plot_intensity_sweep
 from speechbrain_emo.prompts.markup import EmotionSpan, MarkedText
-from speechbrain_emo.results import format_table, run_context, write_results
+from speechbrain_emo.results import format_table, write_results
 
 logger = logging.getLogger(__name__)
 #: Quantity of an output -> what the picture calls it.
@@ -230,16 +230,13 @@ def run_intensity_sweep(hparams, run_opts):
     write_text_atomically(output / "predictions.jsonl", text)
     named = {key: name for key, name in QUANTITIES.items() if any(row.get(key) is not None for row in rows)}
     plot_intensity_sweep(rows, named, output / "sweep.png")
-    context = run_context(
-        seed=hparams["seed"],
-        wall_time=time.time() - started,
-        model=tts.model_hash,
+    context = speech_context(
+        hparams,
+        tts,
         judges=judges.names,
-        parts=dict(hparams.get("parts") or {}),
-        seeds=list(hparams["seeds"]),
+        wall_time=time.time() - started,
         intensities=list(tts.markup.intensities),
         continuous=tts.continuous,
-        command=hparams.get("command"),
     )
     write_results(output, metrics, context)
     print(format_table(rows, style="plain"))

@@ -265,6 +265,31 @@ def recorded_outputs(records, folder):
     return len(lines)
 
 
+def speech_context(hparams, tts, **more):
+    """What ``results.json`` says of a run that speaks: model, parts, seeds and command.
+
+    Arguments
+    ---------
+    hparams : dict
+        Loaded YAML.
+    tts : EmotionalTTS
+        What spoke.
+    **more
+        Further entries, or others in place of these.
+
+    Returns
+    -------
+    dict
+    """
+    own = {
+        "model": tts.model_hash,
+        "parts": dict(hparams.get("parts") or {}),
+        "seeds": list(hparams["seeds"]),
+        "command": hparams.get("command"),
+    }
+    return run_context(seed=hparams["seed"], **{**own, **more})
+
+
 def run_speak_corpus(hparams, run_opts):
     """What ``train.py`` runs for an evaluation: speak, once a seed, score, draw and compare.
 
@@ -328,16 +353,8 @@ def run_speak_corpus(hparams, run_opts):
                 found.append(score(folder))
         name = "speech" if condition == "marked" else condition
         metrics.update({key.replace("speech", name, 1): value for key, value in _means(found).items()})
-    context = run_context(
-        seed=hparams["seed"],
-        wall_time=time.time() - started,
-        model=tts.model_hash,
-        judges=judges.names,
-        parts=dict(hparams.get("parts") or {}),
-        seeds=list(hparams["seeds"]),
-        command=hparams.get("command"),
-    )
-    write_results(output, metrics, context)
+    wall_time = time.time() - started
+    write_results(output, metrics, speech_context(hparams, tts, judges=judges.names, wall_time=wall_time))
     print(format_table(score_rows(metrics), style="plain"))
     return metrics
 
@@ -448,14 +465,7 @@ def run_span_changes(hparams, run_opts):
         known = np.array(values)[~np.isnan(values)]
         metrics[name] = float(np.median(known)) if len(known) else None
     write_text_atomically(folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    context = run_context(
-        seed=hparams["seed"],
-        model=tts.model_hash,
-        parts=dict(hparams.get("parts") or {}),
-        seeds=[first, second],
-        aligner=hparams["judges"]["aligner"],
-        command=hparams.get("command"),
-    )
+    context = speech_context(hparams, tts, seeds=[first, second], aligner=hparams["judges"]["aligner"])
     write_results(folder, metrics, context)
     print(
         format_table([{"metric": k, "value": v} for k, v in metrics.items() if v is not None], style="plain")

@@ -155,14 +155,14 @@ def spread_levels(weight, levels):
     Arguments
     ---------
     weight : torch.Tensor
-        float (V or more, D); rows behind the tokens stay.
-    levels : sequence of int
-        Of the quantiser.
+        float (V, D), in place; a slice of a larger table where more rows stand behind the tokens.
+    levels : sequence of int or None
+        Of the quantiser; None where a tokenizer does not tell them.
 
     Raises
     ------
     ValueError
-        If they make more tokens than there are rows, or far fewer: 3 markers at most may stand behind them.
+        If they are not known, or make another number of tokens.
 
     Example
     -------
@@ -171,10 +171,11 @@ def spread_levels(weight, levels):
     >>> torch.allclose(rows[1] - rows[0], rows[4] - rows[3], atol=1e-5)  # the same step of the first dimension
     True
     """
+    if levels is None:
+        raise ValueError("start_from_levels: this speech tokenizer does not tell the levels of its quantiser")
     table = FSQ(levels).level_table().to(weight.device)
-    if not 0 <= len(weight) - len(table) <= 3:
+    if len(weight) != len(table):
         raise ValueError(f"levels {list(levels)} make {len(table)} tokens, not {len(weight)}")
-    rows = weight[: len(table)]
     made = table @ torch.randn(table.shape[1], weight.shape[1], device=weight.device)
     made = made - made.mean(0)
-    rows.copy_(made * (rows.std() / made.std()))
+    weight.copy_(made * (weight.std() / made.std()))

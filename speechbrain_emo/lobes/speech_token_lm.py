@@ -10,7 +10,6 @@ Axis letters: B batch, S text tokens, T speech tokens, P positions, D embedding,
 
 import copy
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -264,11 +263,8 @@ class SpeechTokenLM(nn.Module):
         >>> torch.allclose(row[1] - row[0], row[4] - row[3], atol=1e-6)  # the same step of the first dimension
         True
         """
-        size = math.prod(levels)
-        if size != self.num_speech_tokens:
-            raise ValueError(f"levels {list(levels)} make {size} tokens, not {self.num_speech_tokens}")
         for weight in (self.speech_embedding.weight, self.llm_decoder.weight):
-            spread_levels(weight, levels)
+            spread_levels(weight[: self.num_speech_tokens], levels)
 
     # -- facts ---------------------------------------------------------------------------------------------
 
