@@ -503,7 +503,7 @@ def plot_word_emotions(samples, sample_rate, words, labels, path, title=""):
     >>> plot_word_emotions(tone, 16000, [word], ["hap", "sad"], tempfile.mkdtemp() + "/words.png").name
     'words.png'
     """
-    import librosa
+    from speechbrain_emo.dataio.compiled_librosa import librosa
 
     samples = np.asarray(samples, dtype=np.float32).reshape(-1)
     labels = [str(label) for label in labels]
@@ -921,8 +921,7 @@ def plot_speech(sounds, sample_rate, emotions, labels, path, title=""):
     >>> plot_speech(sounds, 16000, ["sad"], ["hap", "sad"], tempfile.mkdtemp() + "/y.png").name
     'y.png'
     """
-    import librosa
-
+    from speechbrain_emo.dataio.compiled_librosa import librosa
     from speechbrain_emo.metrics.synthesis import word_prosody
 
     if "output" not in sounds or len(sounds["output"][0]) == 0 or len(emotions) != len(sounds["output"][1]):

@@ -1,21 +1,15 @@
 """Fixtures that every test can use."""
 
+import importlib
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
 
 # Tests never look anything up on a hub; set before transformers is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# On a new machine several workers compile librosa's functions at once, into one folder beside them, and workers died in
-# these functions. Each worker has a folder of its own.
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR",
-    str(
-        Path(tempfile.gettempdir()) / f"speechbrain_emo_numba_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
-    ),
-)
+# Before any library imports librosa by itself: see there. The first worker of a new machine compiles, the others wait.
+importlib.import_module("speechbrain_emo.dataio.compiled_librosa")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -11,13 +11,13 @@ import functools
 import math
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
 import scipy.fft
 
 from speechbrain_emo.alignment.normalize import normalize
 from speechbrain_emo.alignment.types import AlignedInterval, Alignment, AlignmentError, align_each
 from speechbrain_emo.dataio.audio import from_array
+from speechbrain_emo.dataio.compiled_librosa import librosa
 from speechbrain_emo.dataio.espeak import RATE_LIMITS, EspeakError, EspeakSynthesizer
 
 _SAMPLE_RATE = 16000

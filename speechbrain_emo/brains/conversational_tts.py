@@ -562,8 +562,9 @@ def mel_cepstral_distortion(mel, reference):
     >>> round(mel_cepstral_distortion(mel, np.repeat(mel, 2, axis=0)), 6)
     0.0
     """
-    import librosa
     from scipy.fft import dct
+
+    from speechbrain_emo.dataio.compiled_librosa import librosa
 
     one, two = (dct(np.asarray(x), norm="ortho", axis=1)[:, 1 : CEPSTRA + 1] for x in (mel, reference))
     distance = np.sqrt(2.0 * np.square(one[:, None] - two[None]).sum(-1))

@@ -99,7 +99,7 @@ def pitch_track(samples, sample_rate, hop_length, num_frames, method="pyin", f_m
     >>> track.shape, round(float(np.exp(track[30])))
     ((63,), 200)
     """
-    import librosa
+    from speechbrain_emo.dataio.compiled_librosa import librosa
 
     frame_length = 1024 if sample_rate <= 16000 else 2048
     settings = {

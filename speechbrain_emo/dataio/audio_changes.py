@@ -7,11 +7,12 @@ ratio, reverberation with an exponentially decaying room of 0.5 s (SpeechBrain's
 is random is drawn from a seed of the caller's: the same recording gets the same noise in every run.
 """
 
-import librosa
 import torch
 import torchaudio.functional as F
 from speechbrain.augment.codec import CodecAugment
 from speechbrain.processing.signal_processing import reverberate
+
+from speechbrain_emo.dataio.compiled_librosa import librosa
 
 #: Shift -> what it does; ``<field>_<way>``, where the field is the descriptor that should move.
 SHIFTS = {

@@ -33,7 +33,6 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import librosa
 import numpy as np
 from joblib import Parallel, delayed
 from scipy.ndimage import binary_closing
@@ -41,6 +40,7 @@ from scipy.signal import butter, find_peaks, sosfiltfilt
 from tqdm import tqdm
 
 from speechbrain_emo.dataio.audio import AudioError, from_array, load_audio
+from speechbrain_emo.dataio.compiled_librosa import librosa
 
 logger = logging.getLogger(__name__)
 
@@ -560,8 +560,6 @@ def measure_manifest(
         for name in missing
     )
     if num_workers > 1:
-        # librosa compiles its functions at first use; processes that did so at once, into one cache, died in them.
-        measure(0.1 * np.sin(2 * np.pi * 150 * np.arange(_RATE) / _RATE), _RATE, language=language)
         # joblib's own processes: fork would copy torch's threads, spawn would run the caller's script again.
         results = Parallel(n_jobs=num_workers, return_as="generator_unordered")(
             delayed(_measure_file)(*job, language) for job in jobs

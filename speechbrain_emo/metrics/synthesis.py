@@ -7,8 +7,9 @@ which must not be reported alone, stands in docs/synthesis.md. Axis letters: N s
 
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
+
+from speechbrain_emo.dataio.compiled_librosa import librosa
 
 F0_MIN, F0_MAX = 60.0, 500.0
 #: Frames of the prosody: 10 ms.

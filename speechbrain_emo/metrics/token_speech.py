@@ -4,9 +4,10 @@ What is compared is what a recogniser hears in the tokens (class probabilities o
 its most probable class; the words of a recording are carried over by dynamic time warping.
 """
 
-import librosa
 import numpy as np
 from speechbrain.utils.edit_distance import op_table
+
+from speechbrain_emo.dataio.compiled_librosa import librosa
 
 
 def collapse(heard):

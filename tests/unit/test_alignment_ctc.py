@@ -130,7 +130,7 @@ def test_long_audio_in_windows_is_stitched(folder):
 
 
 def test_another_rate_gives_the_same_times(folder):
-    import librosa
+    from speechbrain_emo.dataio.compiled_librosa import librosa
 
     samples, words = sing("BAD DOG")
     other = librosa.resample(samples, orig_sr=RATE, target_sr=44100)

@@ -80,7 +80,7 @@ def test_a_complete_corpus_is_kept_and_the_same_settings_give_the_same_bytes(cor
 
 def test_what_a_stretch_is_told_is_what_is_heard(corpus):
     """Level, rate and F0 of a stretch against the same words in a sentence spoken that way all through."""
-    import librosa
+    from speechbrain_emo.dataio.compiled_librosa import librosa
 
     folder, _, _ = corpus
     synthesizer = EspeakSynthesizer()

@@ -3,10 +3,10 @@
 import doctest
 import math
 
-import librosa
 import pytest
 import torch
 
+from speechbrain_emo.dataio.compiled_librosa import librosa
 from speechbrain_emo.lobes.mel import MelSpectrogram
 from speechbrain_emo.lobes.vocoder import HarmonicSource, HiFT, VocoderStream, griffin_lim
 
