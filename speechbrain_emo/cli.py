@@ -320,7 +320,9 @@ def _add_reply_models(parser):
         help="whose voice a speaker has; repeatable",
     )
     parser.add_argument(
-        "--vocoder", choices=("griffin_lim", "hifigan"), help="another than the synthesiser's own"
+        "--vocoder",
+        choices=("griffin_lim", "source_filter", "hifigan"),
+        help="another than the synthesiser's own",
     )
     parser.add_argument(
         "--asr", metavar="NAME", help="a Whisper (hub name or folder) for words that are not given"

@@ -29,11 +29,12 @@ from speechbrain_emo.dataio.acoustics import (
     average_by_phone,
     phone_durations,
     pitch_track,
+    spread_pitch,
 )
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, split_hash, write_text_atomically
 from speechbrain_emo.lobes.fastspeech import EmotionalFastSpeech2, acoustic_loss
-from speechbrain_emo.lobes.mel_vocoder import MelSettings, make_vocoder
+from speechbrain_emo.lobes.mel_vocoder import MelSettings, copy_synthesis, make_vocoder
 from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals
 from speechbrain_emo.prompts.tasks import keyed_random, keyed_seed
 
@@ -225,6 +226,25 @@ class Inventory:
     def intensity_id(self, intensity):
         """Number of an intensity, None for none; raises as :meth:`speaker_id`."""
         return self._index("intensity", self.intensities, intensity or NO_INTENSITY)
+
+    def pitch_of_frames(self, pitch, durations):
+        """F0 of every frame of one line, as a vocoder wants it.
+
+        Arguments
+        ---------
+        pitch : torch.Tensor
+            Normalised as the model has it, of each phoneme, float32 (S,).
+        durations : torch.Tensor
+            int64 (S,).
+
+        Returns
+        -------
+        torch.Tensor
+            Hz, float32 (T,).
+        """
+        mean, deviation = self.statistics["pitch"]
+        log_f0 = pitch.detach().cpu().numpy() * deviation + mean
+        return torch.from_numpy(spread_pitch(log_f0, durations.cpu().numpy()))
 
 
 def fit_inventory(lines, emotions, intensities, minimum=5):
@@ -467,9 +487,8 @@ def run_conversational_tts(hparams, run_opts):
     )
     brain.checkpointer.load_only(brain.checkpointer.best("tts")[0], ["model"])
     model.eval()
-    metrics = evaluate_tts(
-        model, inventory, lines, settings, make_vocoder("griffin_lim", settings), hparams["evaluation"]
-    )
+    vocoder = make_vocoder(hparams["vocoder"], settings, hparams.get("vocoder_source"))
+    metrics = evaluate_tts(model, inventory, lines, settings, vocoder, hparams["evaluation"])
     run_on_main(export_tts, args=[folder / "model", model, inventory, settings, hparams])
     context = results.run_context(
         seed=hparams["seed"],
@@ -487,7 +506,8 @@ def run_conversational_tts(hparams, run_opts):
 
 def _settings_stamp(hparams, manifests):
     names = (
-        "seed mel pitch_method emotions intensities model epochs batch_size lr warmup weight_decay evaluation"
+        "seed mel pitch_method emotions intensities model epochs batch_size lr warmup weight_decay evaluation "
+        "vocoder"
     )
     plain = {n: hparams[n] for n in names.split()}
     text = json.dumps([plain, split_hash(manifests)], sort_keys=True, default=lambda x: dict(x))
@@ -586,7 +606,7 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
     settings : MelSettings
         Of the mel spectrogram.
     vocoder : callable
-        mel -> samples.
+        (mel, F0) -> samples.
     evaluation : mapping
         ``num_lines``: of the test part, and about so many recordings train the classifier.
 
@@ -594,9 +614,10 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
     -------
     dict
         ``test.tts.duration_error`` (mean absolute, seconds a line), ``.mcd`` (dB), ``.mcd_true_durations``, and the
-        accuracy of the asked emotion by :class:`EmotionJudge`, which was trained on recordings:
-        ``.emotion_accuracy``, and of the recordings themselves, ``.emotion_accuracy_recorded`` and, through the
-        vocoder, ``.emotion_accuracy_resynthesised``.
+        accuracy of the asked emotion by :class:`EmotionJudge`, trained on recordings: ``.emotion_accuracy``, and of
+        the recordings themselves, ``.emotion_accuracy_recorded`` and, through the vocoder,
+        ``.emotion_accuracy_resynthesised``; with ``_vocoded_judge`` behind it, by a judge that was trained on
+        recordings through the same vocoder.
     """
     most = int(evaluation["num_lines"])
     device = next(model.parameters()).device
@@ -604,39 +625,34 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
     train = lines["train"].keys[:: max(len(lines["train"].keys) // (4 * most), 1)]
     batches = AcousticBatches(lines["test"], inventory, 1, 0, shuffle=False)
     rate = settings.sample_rate / settings.hop_length
-    errors, distances, with_durations, heard = [], [], [], {"spoken": [], "resynthesised": []}
+    errors, distances, with_durations, heard = [], [], [], {"spoken": []}
     for key in tqdm(test, desc="synthesise", unit="line"):
         batch = {k: v.to(device) for k, v in batches.collate([key]).items()}
         asked = {n: batch[n] for n in ("phones", "speaker", "emotion", "intensity")}
         with torch.no_grad():
-            free = model(**asked).refined[0].cpu()
+            out = model(**asked)
             timed = model(**asked, durations=batch["durations"]).refined[0].cpu()
-        true = batch["mel"][0].cpu()
+        free, true = out.refined[0].cpu(), batch["mel"][0].cpu()
         errors.append(abs(len(free) - len(true)) / rate)
         distances.append(mel_cepstral_distortion(free.numpy(), true.numpy()))
         with_durations.append(mel_cepstral_distortion(timed.numpy(), true.numpy()))
         count = len(lines["test"][key][0])
-        for name, mel in (("spoken", free), ("resynthesised", true)):
-            heard[name].append(functionals(vocoder(mel).numpy(), settings, count))
+        samples = vocoder(free, inventory.pitch_of_frames(out.pitch[0], out.durations[0])).numpy()
+        heard["spoken"].append(functionals(samples, settings, count))
 
-    def recorded(split, keys):
-        rows, of = lines[split].records, lines[split]
-        return [
-            functionals(
-                load_audio(rows[k]["wav"], settings.sample_rate, rows[k].get("start"), rows[k].get("stop")),
-                settings,
-                len(of[k][0]),
-            )
-            for k in tqdm(keys, desc=f"listen to {split}", unit="line")
-        ]
+    def recorded(split, keys, through=None):
+        rows, of, found = lines[split].records, lines[split], []
+        for key in tqdm(keys, desc=f"listen to {split}", unit="line"):
+            row = rows[key]
+            samples = load_audio(row["wav"], settings.sample_rate, row.get("start"), row.get("stop")).numpy()
+            samples = samples if through is None else copy_synthesis(samples, through, settings)
+            found.append(functionals(samples, settings, len(of[key][0])))
+        return found
 
     def column(split, keys, name):
         return [str(lines[split].records[k][name]) for k in keys]
 
-    judge = EmotionJudge(
-        recorded("train", train), column("train", train, "speaker"), column("train", train, "emotion")
-    )
-    heard["recorded"] = recorded("test", test)
+    heard["recorded"], heard["resynthesised"] = recorded("test", test), recorded("test", test, vocoder)
     speakers, asked = column("test", test, "speaker"), np.array(column("test", test, "emotion"))
     metrics = {
         "test.tts.duration_error": float(np.mean(errors)),
@@ -644,9 +660,16 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
         "test.tts.mcd_true_durations": float(np.mean(with_durations)),
         "test.tts.num_lines": len(test),
     }
-    for name, key in (("spoken", ""), ("recorded", "_recorded"), ("resynthesised", "_resynthesised")):
-        found = judge.labels(heard[name], speakers)
-        metrics[f"test.tts.emotion_accuracy{key}"] = float(np.mean(found == asked))
+    # A vocoder has a sound of its own, and a judge of recordings takes it for an emotion: the second one knows it.
+    for taught, through in (("", None), ("_vocoded_judge", vocoder)):
+        judge = EmotionJudge(
+            recorded("train", train, through),
+            column("train", train, "speaker"),
+            column("train", train, "emotion"),
+        )
+        for name, key in (("spoken", ""), ("recorded", "_recorded"), ("resynthesised", "_resynthesised")):
+            found = judge.labels(heard[name], speakers)
+            metrics[f"test.tts.emotion_accuracy{key}{taught}"] = float(np.mean(found == asked))
     return metrics
 
 

@@ -148,3 +148,28 @@ def average_by_phone(values, frames):
     """
     starts = np.concatenate([[0], np.cumsum(frames)[:-1]])
     return (np.add.reduceat(np.asarray(values, dtype=np.float64), starts) / frames).astype(np.float32)
+
+
+def spread_pitch(log_f0, frames):
+    """F0 of every frame from that of phonemes: straight lines between the middles of phonemes, on the log scale.
+
+    Arguments
+    ---------
+    log_f0 : numpy.ndarray
+        Natural logarithm of Hz, (S,).
+    frames : numpy.ndarray
+        int64 (S,), each at least 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        Hz, float32 (T,).
+
+    Example
+    -------
+    >>> spread_pitch(np.log([100.0, 200.0]), np.array([2, 2])).round().tolist()
+    [100.0, 119.0, 168.0, 200.0]
+    """
+    ends = np.cumsum(frames)
+    middles = ends - np.asarray(frames) / 2
+    return np.exp(np.interp(np.arange(ends[-1]) + 0.5, middles, np.asarray(log_f0))).astype(np.float32)

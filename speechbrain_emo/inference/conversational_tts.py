@@ -290,7 +290,7 @@ class ConversationalTTS(Pretrained):
         hparams_file, savedir, overrides, run_opts :
             As of ``EmotionExplainer.from_hparams``.
         vocoder : str, optional
-            ``griffin_lim`` or ``hifigan``, where another than the synthesiser's own is wanted.
+            ``griffin_lim``, ``source_filter`` or ``hifigan``, where another than the synthesiser's own is wanted.
 
         Returns
         -------
@@ -562,10 +562,11 @@ class ConversationalTTS(Pretrained):
         except ValueError as error:
             raise ConversationError(str(error)) from error
         given = {k: torch.tensor([v], device=self.device) for k, v in ids.items()}
-        mel = self.acoustic(**given, pace=pace).refined[0].cpu()
+        out = self.acoustic(**given, pace=pace)
         seconds["synthesise"] = time.perf_counter() - started
         started = time.perf_counter()
-        samples = self.vocoder(mel).numpy().astype(np.float32)
+        f0 = self.inventory.pitch_of_frames(out.pitch[0], out.durations[0])
+        samples = self.vocoder(out.refined[0].cpu(), f0).numpy().astype(np.float32)
         seconds["vocode"] = time.perf_counter() - started
         return samples, self.vocoder.sample_rate, seconds
 

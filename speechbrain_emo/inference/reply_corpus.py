@@ -24,6 +24,7 @@ from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, write_
 from speechbrain_emo.inference.conversational_tts import ConversationalTTS, text_to_phones
 from speechbrain_emo.inference.speak_corpus import need_models
 from speechbrain_emo.inference.speech_scores import make_judges, score_outputs
+from speechbrain_emo.lobes.mel_vocoder import copy_synthesis
 from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals
 from speechbrain_emo.prompts.next_line import NEUTRAL
 
@@ -169,8 +170,10 @@ class ReplyEvaluation:
         -------
         dict
             ``replies.<row>.<metric>``: ``emotion_accuracy`` (the judge hears the true emotion), ``follows`` (it hears
-            the asked one), ``predicted_accuracy`` (the asked emotion is the true one), ``wer``, ``mcd`` (dB) and
-            ``duration_error`` (seconds) against the recording (of replies, another voice's), ``count``.
+            the asked one), both also with ``_vocoded_judge`` behind it, by a judge that learned from recordings
+            through the synthesiser's vocoder, whose sound it does not take for an emotion; ``predicted_accuracy``
+            (the asked emotion is the true one), ``wer``, ``mcd`` (dB) and ``duration_error`` (seconds) against the
+            recording (of replies, another voice's), ``count``.
 
         Raises
         ------
@@ -180,10 +183,10 @@ class ReplyEvaluation:
         unknown = [r for r in rows if r not in TITLES]
         if unknown:
             raise ManifestError(f"rows {unknown} are unknown; allowed: {', '.join(TITLES)}")
-        judge = self._judge()
+        emotion_judges = {"": self._judge(), "_vocoded_judge": self._judge(self.tts.vocoder)}
         metrics, lines = {}, []
         for row in rows:
-            own, told = self.score(row, self.speak(row), judge)
+            own, told = self.score(row, self.speak(row), emotion_judges)
             metrics.update({f"replies.{row}.{k}": v for k, v in own.items()})
             lines += [{"row": row, **line} for line in told]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -262,8 +265,7 @@ class ReplyEvaluation:
             voice = str(record["speaker"])
             if row == "vocoded":
                 wave = load_audio(record["wav"], self.settings.sample_rate)
-                mel, _ = self.settings.analyse(torch.as_tensor(wave))
-                return self.tts.vocoder(mel).numpy(), record["emotion"], voice
+                return copy_synthesis(wave, self.tts.vocoder, self.settings), record["emotion"], voice
             samples, _, _ = self.tts.say(record["transcript"], voice, *label_of_line(record))
             return samples, record["emotion"], voice
         response, voices = record["response"], self.tts.inventory.speakers
@@ -279,23 +281,24 @@ class ReplyEvaluation:
 
     # -- listening -----------------------------------------------------------------------------------------
 
-    def _hear(self, path, text):
+    def _hear(self, path, text, through=None):
         # Phonemes are counted in the same way for recordings and for what is spoken.
         phones = sum(p != SILENCE for p in text_to_phones(text, self.tts.g2p))
-        return functionals(load_audio(path, self.settings.sample_rate), self.settings, phones)
+        samples = load_audio(path, self.settings.sample_rate)
+        samples = samples if through is None else copy_synthesis(samples, through, self.settings)
+        return functionals(samples, self.settings, phones)
 
-    def _judge(self):
+    def _judge(self, through=None):
         rows, speakers, emotions = [], [], []
         for record in tqdm(self.train.values(), desc="judge of emotions", unit="line", mininterval=1.0):
-            rows.append(self._hear(record["wav"], record["transcript"]))
+            rows.append(self._hear(record["wav"], record["transcript"], through))
             speakers.append(str(record["speaker"]))
             emotions.append(record["emotion"])
         return EmotionJudge(rows, speakers, emotions)
 
-    def score(self, row, entries, judge):
+    def score(self, row, entries, emotion_judges):
         """Metrics of a row's outputs, and a dict for every output."""
         rows = [self._hear(e["file"], e["text"]) for e in entries]
-        heard = judge.labels(rows, [e["voice"] for e in entries]).tolist()
         judges = make_judges(aligner=None)
         judges.asr = self.asr
         records = {e["id"]: {k: v for k, v in e.items() if v is not None} for e in entries}
@@ -304,8 +307,10 @@ class ReplyEvaluation:
         for name in ("wer", "mcd"):
             if scores.get(f"speech.{name}") is not None:
                 metrics[name] = scores[f"speech.{name}"]
-        metrics["emotion_accuracy"] = _share(h == e["emotion"] for h, e in zip(heard, entries, strict=True))
-        metrics["follows"] = _share(h == e["asked"] for h, e in zip(heard, entries, strict=True))
+        for taught, judge in emotion_judges.items():
+            heard = judge.labels(rows, [e["voice"] for e in entries]).tolist()
+            for name, column in (("emotion_accuracy", "emotion"), ("follows", "asked")):
+                metrics[name + taught] = _share(h == e[column] for h, e in zip(heard, entries, strict=True))
         metrics["predicted_accuracy"] = _share(e["asked"] == e["emotion"] for e in entries)
         errors = [abs(_seconds(e["file"]) - _seconds(e["reference"])) for e in entries if e["reference"]]
         if errors:
@@ -360,6 +365,8 @@ def reply_rows(metrics):
         "predicted_accuracy": "asked = true",
         "emotion_accuracy": "heard = true",
         "follows": "heard = asked",
+        "emotion_accuracy_vocoded_judge": "heard = true (judge knows the vocoder)",
+        "follows_vocoded_judge": "heard = asked (judge knows the vocoder)",
         "wer": "WER",
         "mcd": "MCD (dB)",
         "duration_error": "duration error (s)",

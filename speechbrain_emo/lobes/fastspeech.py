@@ -34,6 +34,8 @@ class AcousticOutput:
         Predicted, normalised, of each phoneme, float32 (B, S).
     num_frames : torch.Tensor
         Valid frames, int64 (B,).
+    durations : torch.Tensor
+        Frames that each phoneme got, given or predicted, int64 (B, S).
     """
 
     mel: torch.Tensor
@@ -42,6 +44,7 @@ class AcousticOutput:
     pitch: torch.Tensor
     energy: torch.Tensor
     num_frames: torch.Tensor
+    durations: torch.Tensor
 
 
 class EmotionalFastSpeech2(FastSpeech2):
@@ -192,7 +195,9 @@ class EmotionalFastSpeech2(FastSpeech2):
         spread = (spread + self.sinusoidal_positional_embed_decoder(spread)) * there[..., None]
         mel = self.linear(self._attend(self.decoder, spread, there, self.dec_num_head)) * there[..., None]
         refined = (mel + self.postnet(mel)) * there[..., None]
-        return AcousticOutput(mel, refined, log_durations, predicted_pitch, predicted_energy, num_frames)
+        return AcousticOutput(
+            mel, refined, log_durations, predicted_pitch, predicted_energy, num_frames, durations
+        )
 
 
 def acoustic_loss(output, mel, phones, durations, pitch, energy):
@@ -220,7 +225,7 @@ def acoustic_loss(output, mel, phones, durations, pitch, energy):
     Example
     -------
     >>> z, one = torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.long)
-    >>> output = AcousticOutput(z, z, torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([2]))
+    >>> output = AcousticOutput(z, z, *torch.zeros(3, 1, 2), torch.tensor([2]), one)
     >>> losses = acoustic_loss(output, z + 1, one, one, torch.zeros(1, 2), torch.zeros(1, 2))
     >>> round(float(losses["mel"]), 3), round(float(losses["duration"]), 3)
     (1.0, 0.48)

@@ -1,16 +1,20 @@
-"""From a log-mel spectrogram to samples: Griffin-Lim without training, or SpeechBrain's HiFi-GAN.
+"""From a log-mel spectrogram to samples: Griffin-Lim or a pitched source without training, or SpeechBrain's HiFi-GAN.
 
-A vocoder is an object with ``sample_rate`` and ``__call__(mel)``: float32 (T, M) natural logarithm of mel magnitudes ->
-float32 (samples,).
+A vocoder is an object with ``sample_rate`` and ``__call__(mel, f0)``: natural logarithm of mel magnitudes, float32
+(T, M), and, for the one that needs it, F0 in Hz, float32 (T,) -> float32 (samples,).
 """
 
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchaudio
 from torch import nn
 
+from speechbrain_emo.dataio.acoustics import pitch_track
+
+VOCODERS = ("griffin_lim", "source_filter", "hifigan")
 FLOOR = 1e-5  # of mel magnitudes
 MIN_FRAMES = 8
 
@@ -67,6 +71,18 @@ class MelSettings:
     def num_frames(self, num_samples):
         """Frames of so many samples."""
         return num_samples // self.hop_length + 1
+
+    def bands(self):
+        """Weights of the mel bands: float32 (n_fft / 2 + 1, M), those of :meth:`analyse`."""
+        return torchaudio.functional.melscale_fbanks(
+            self.n_fft // 2 + 1,
+            self.f_min,
+            self.f_max,
+            self.num_mels,
+            self.sample_rate,
+            "slaney",
+            "slaney",
+        )
 
     def analyse(self, samples):
         """Log-mel and energy.
@@ -133,15 +149,7 @@ class GriffinLim(nn.Module):
     def __init__(self, settings, iterations=48):
         super().__init__()
         self.sample_rate, self.hop_length = settings.sample_rate, settings.hop_length
-        bands = torchaudio.functional.melscale_fbanks(
-            settings.n_fft // 2 + 1,
-            settings.f_min,
-            settings.f_max,
-            settings.num_mels,
-            settings.sample_rate,
-            "slaney",
-            "slaney",
-        )
+        bands = settings.bands()
         # The pseudo-inverse spreads a band over its bins; an iterative solver takes seconds for the same sound.
         self.register_buffer("inverse", torch.linalg.pinv(bands), persistent=False)
         self.griffin_lim = torchaudio.transforms.GriffinLim(
@@ -149,14 +157,135 @@ class GriffinLim(nn.Module):
         )
 
     @torch.no_grad()
-    def forward(self, mel):
-        """mel float32 (T, M) -> float32 (samples,)."""
+    def forward(self, mel, f0=None):
+        """mel float32 (T, M) -> float32 (samples,); the pitch is that of the mel."""
         length = len(mel)
         if length < MIN_FRAMES:
             # The inverse transform needs some frames to overlap: silence behind, which is cut off again.
             mel = torch.nn.functional.pad(mel, (0, 0, 0, MIN_FRAMES - length), value=math.log(FLOOR))
         samples = self.griffin_lim((mel.exp() @ self.inverse).clamp(min=1e-7).T)
         return samples[: length * self.hop_length] if length < MIN_FRAMES else samples
+
+
+class SourceFilter(nn.Module):
+    """Pulses at a given F0 and noise, shaped by the mel: no training, a buzzing sound whose pitch is the one asked for.
+
+    The channel vocoder (Dudley 1939, "Remaking speech", JASA 11): where a small acoustic model gives smooth spectra,
+    their harmonics are gone, and Griffin-Lim sounds them with a pitch of its own; here the pitch comes from the model's
+    pitch predictor. A frame whose bands above 3 kHz are louder than those below 1 kHz is all noise, others are
+    pulses below ``voiced_below`` and noise above.
+
+    Arguments
+    ---------
+    settings : MelSettings
+        Of the mel spectrogram.
+    voiced_below : float
+        Hz.
+    width : float
+        Hz over which levels of source and mel are compared; wider than the distance of harmonics, which would
+        be filled up.
+
+    Example
+    -------
+    >>> settings = MelSettings(16000, 256, 1024, 1024, 80, 0.0, 8000.0)
+    >>> SourceFilter(settings)(torch.zeros(20, 80), torch.full((20,), 150.0)).shape
+    torch.Size([4864])
+    """
+
+    def __init__(self, settings, voiced_below=4000.0, width=300.0):
+        super().__init__()
+        self.sample_rate, self.hop_length = settings.sample_rate, settings.hop_length
+        self.settings, self.voiced_below = settings, float(voiced_below)
+        bands = settings.bands()
+        frequencies = torch.linspace(0, settings.sample_rate / 2, settings.n_fft // 2 + 1)
+        centres = (bands * frequencies[:, None]).sum(0) / bands.sum(0).clamp(min=1e-8)
+        near = (1 - (centres[:, None] - centres[None]).abs() / width).clamp(min=0)
+        for name, value in {
+            "bands": bands,
+            "near": near / near.sum(0),
+            "low": centres < 1000.0,
+            "high": centres > 3000.0,
+            "pulsed": frequencies < self.voiced_below,
+            "window": torch.hann_window(settings.win_length),
+            # From bands back to bins: a bin lies between the centres of two bands, the ends go on.
+            "spread": _between_bands(centres, frequencies),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def _spectrum(self, source, length):
+        s = self.settings
+        return torch.stft(source, s.n_fft, s.hop_length, s.win_length, self.window, return_complex=True)[
+            :, :length
+        ]
+
+    @torch.no_grad()
+    def forward(self, mel, f0):
+        """Shape pulses and noise.
+
+        Arguments
+        ---------
+        mel : torch.Tensor
+            Natural logarithm of magnitudes, float32 (T, M).
+        f0 : torch.Tensor
+            Hz, float32 (T,), also where nothing is voiced.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (samples,): T - 1 hops.
+
+        Raises
+        ------
+        ValueError
+            If there is no F0, or not one for each frame.
+        """
+        if f0 is None or len(f0) != len(mel):
+            found = "none" if f0 is None else len(f0)
+            raise ValueError(f"source_filter needs F0 for each of {len(mel)} frames, there are {found}")
+        length, s = len(mel), self.settings
+        if length < MIN_FRAMES:
+            more = MIN_FRAMES - length
+            mel = torch.nn.functional.pad(mel, (0, 0, 0, more), value=math.log(FLOOR))
+            f0 = torch.nn.functional.pad(f0, (0, more), value=float(f0[-1]))
+        frames, hop = len(mel), s.hop_length
+        rate = torch.nn.functional.interpolate(
+            f0[None, None].float(), size=frames * hop, mode="linear", align_corners=False
+        )[0, 0]
+        phase = torch.cumsum(rate.double() / s.sample_rate, 0)
+        # A pulse where a period ends, shared by the two samples beside the exact moment; all with the power of noise.
+        ends = torch.nonzero(phase.floor() > torch.nn.functional.pad(phase, (1, 0))[:-1].floor())[:, 0]
+        share = ((phase[ends] - phase[ends].floor()) * s.sample_rate / rate[ends]).clamp(0, 1)
+        height = (s.sample_rate / rate[ends].double()).sqrt()
+        pulses = torch.zeros(frames * hop + 1, dtype=torch.float64)
+        pulses.index_add_(0, ends, height * share)
+        pulses.index_add_(0, ends + 1, height * (1 - share))
+        # Pulses stand above zero: without their mean there is nothing below F0.
+        pulses[:-1] -= (rate.double() / s.sample_rate).sqrt()
+        noise = torch.randn(frames * hop, generator=torch.Generator().manual_seed(0))
+        magnitudes = mel.exp()
+        voiced = magnitudes[:, self.low].sum(1) >= magnitudes[:, self.high].sum(1)
+        pulsed = self.pulsed[:, None] & voiced[None]
+        source = torch.where(
+            pulsed, self._spectrum(pulses[:-1].float(), frames), self._spectrum(noise, frames)
+        )
+        # Both levels over the same neighbourhood, so that gaps between harmonics stay gaps.
+        found = (source.abs().T @ self.bands) @ self.near
+        gain = (magnitudes @ self.near) / found.clamp(min=1e-4)
+        shaped = source * (gain @ self.spread).T
+        samples = torch.istft(shaped, s.n_fft, s.hop_length, s.win_length, self.window)
+        return samples[: length * hop] if length < MIN_FRAMES else samples
+
+
+def _between_bands(centres, frequencies):
+    """Weights (M, bins) that interpolate between the centres of two bands."""
+    right = torch.searchsorted(centres, frequencies).clamp(1, len(centres) - 1)
+    left = right - 1
+    share = ((frequencies - centres[left]) / (centres[right] - centres[left])).clamp(0, 1)
+    weights = torch.zeros(len(centres), len(frequencies))
+    bins = torch.arange(len(frequencies))
+    weights[left, bins] += 1 - share
+    weights[right, bins] += share
+    return weights
 
 
 class HiFiGAN(nn.Module):
@@ -210,12 +339,42 @@ class HiFiGAN(nn.Module):
             )
 
     @torch.no_grad()
-    def forward(self, mel):
-        """mel float32 (T, M) -> float32 (samples,): T hops."""
+    def forward(self, mel, f0=None):
+        """mel float32 (T, M) -> float32 (samples,): T hops; the pitch is that of the mel."""
         samples = self.vocoder.decode_batch(mel.T[None])[0, 0].cpu()
         # SpeechBrain repeats the first and the last frame some times and keeps their sound.
         extra = max(len(samples) - len(mel) * self.hop_length, 0) // 2
         return samples[extra : extra + len(mel) * self.hop_length]
+
+
+def copy_synthesis(samples, vocoder, settings):
+    """A recording through a vocoder: what is left of it when nothing is predicted.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray
+        float (samples,) at the settings' rate.
+    vocoder : callable
+        (mel, F0) -> samples.
+    settings : MelSettings
+        Of the vocoder.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (samples,).
+
+    Example
+    -------
+    >>> settings = MelSettings(16000, 256, 1024, 1024, 80, 0.0, 8000.0)
+    >>> tone = np.sin(np.arange(8000) * 2 * np.pi * 200 / 16000).astype("float32")
+    >>> copy_synthesis(tone, make_vocoder("source_filter", settings), settings).shape
+    (7936,)
+    """
+    samples = np.asarray(samples, dtype=np.float32)
+    mel, _ = settings.analyse(torch.from_numpy(samples))
+    track = pitch_track(samples, settings.sample_rate, settings.hop_length, len(mel), "yin")
+    return vocoder(mel, torch.from_numpy(np.exp(track)).float()).cpu().numpy().astype(np.float32)
 
 
 def make_vocoder(name, settings, source=None):
@@ -224,7 +383,7 @@ def make_vocoder(name, settings, source=None):
     Arguments
     ---------
     name : str
-        ``griffin_lim`` or ``hifigan``.
+        ``griffin_lim``, ``source_filter`` or ``hifigan``.
     settings : MelSettings
         Of the mel spectrogram.
     source : str, optional
@@ -246,6 +405,8 @@ def make_vocoder(name, settings, source=None):
     """
     if name == "griffin_lim":
         return GriffinLim(settings)
+    if name == "source_filter":
+        return SourceFilter(settings)
     if name == "hifigan":
         return HiFiGAN(settings, source or "speechbrain/tts-hifigan-ljspeech")
-    raise ValueError(f"vocoder is {name!r}; allowed: griffin_lim, hifigan")
+    raise ValueError(f"vocoder is {name!r}; allowed: {', '.join(VOCODERS)}")

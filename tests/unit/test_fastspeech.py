@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from speechbrain_emo.brains.conversational_tts import Inventory, mel_cepstral_distortion
-from speechbrain_emo.dataio.acoustics import average_by_phone, phone_durations, pitch_track
+from speechbrain_emo.dataio.acoustics import average_by_phone, phone_durations, pitch_track, spread_pitch
 from speechbrain_emo.lobes.fastspeech import EmotionalFastSpeech2, acoustic_loss
 from speechbrain_emo.lobes.mel_vocoder import GriffinLim, MelSettings, make_vocoder
 
@@ -159,6 +159,60 @@ def test_griffin_lim_keeps_the_spectrum():
         make_vocoder("wavenet", SETTINGS)
     with pytest.raises(ValueError, match="f_max"):
         MelSettings(16000, f_max=9000.0)
+
+
+def test_source_filter_has_the_pitch_asked_for_whatever_the_mel():
+    """A spectrum without harmonics, as a small model makes it: the source has the pitch that is given."""
+    slope = torch.linspace(0, -6, 80)[None].repeat(100, 1)
+    vocoder = make_vocoder("source_filter", SETTINGS)
+    for hertz in (90.0, 150.0, 300.0):
+        samples = vocoder(slope, torch.full((100,), hertz)).numpy()
+        track = pitch_track(samples, 16000, 256, 100, "yin")
+        assert math.exp(float(np.median(track[5:-5]))) == pytest.approx(hertz, rel=0.02)
+    # It moves where it is told to.
+    half = torch.cat([torch.full((50,), 120.0), torch.full((50,), 180.0)])
+    track = np.exp(pitch_track(vocoder(slope, half).numpy(), 16000, 256, 100, "yin"))
+    assert np.median(track[5:45]) == pytest.approx(120, rel=0.03) and np.median(
+        track[55:95]
+    ) == pytest.approx(180, rel=0.03)
+
+
+def test_source_filter_keeps_level_and_shape_of_the_mel():
+    # Narrow bands lie on a harmonic or between two: sums over eight of them are compared, the first eight are below F0.
+    slope = torch.linspace(0, -6, 80)[None].repeat(100, 1)
+    slope[50:] -= 2.0
+    again, _ = SETTINGS.analyse(make_vocoder("source_filter", SETTINGS)(slope, torch.full((100,), 150.0)))
+    for rows in (slice(5, 45), slice(55, 95)):
+        found, wanted = (x[rows].exp().mean(0).view(10, 8).sum(1).log() for x in (again, slope))
+        assert float((found - wanted)[1:].abs().max()) < 0.3
+    silent = make_vocoder("source_filter", SETTINGS)(
+        torch.full((20, 80), math.log(1e-5)), torch.full((20,), 100.0)
+    )
+    assert float(silent.abs().max()) < 1e-3
+
+
+def test_source_filter_says_what_it_lacks():
+    vocoder, mel = make_vocoder("source_filter", SETTINGS), torch.zeros(10, 80)
+    with pytest.raises(ValueError, match="F0 for each of 10 frames, there are none"):
+        vocoder(mel, None)
+    with pytest.raises(ValueError, match="there are 9"):
+        vocoder(mel, torch.full((9,), 100.0))
+    assert [len(vocoder(mel[:n], torch.full((n,), 100.0))) for n in (1, 3, 7)] == [256, 768, 1792]
+    same = [vocoder(mel, torch.full((10,), 100.0)) for _ in range(2)]
+    assert torch.equal(*same)
+
+
+def test_pitch_of_frames_undoes_the_mean_of_phonemes():
+    frames = np.array([3, 4, 5])
+    log_f0 = np.log([100.0, 140.0, 120.0]).astype(np.float32)
+    spread = spread_pitch(log_f0, frames)
+    assert spread[1] == pytest.approx(100, rel=1e-5) and spread[9] == pytest.approx(120, rel=1e-5)
+    assert np.all(np.diff(spread[1:5]) > 0)
+    inventory = Inventory(["unk"], ["0"], ["sad"], ["weak"], {"pitch": [5.0, 0.5], "energy": [0.0, 1.0]})
+    found = inventory.pitch_of_frames(torch.tensor([0.0, 1.0]), torch.tensor([2, 2]))
+    assert found[0] == pytest.approx(math.exp(5.0), rel=1e-5) and found[-1] == pytest.approx(
+        math.exp(5.5), rel=1e-5
+    )
 
 
 def test_distortion_of_a_known_shift():

@@ -8,7 +8,7 @@ import torch
 from speechbrain_emo.lobes.flow import FlowDraws, FlowMatching, load_flow, tiny_flow
 from speechbrain_emo.lobes.flow.caches import ChunkCache, chunk_mask
 from speechbrain_emo.lobes.flow.encoder import relative_sinusoids
-from speechbrain_emo.lobes.flow.matching import flow_times
+from speechbrain_emo.lobes.flow.matching import flow_times, prior_velocity
 
 VOCABULARY, MELS, SPEAKER = 20, 8, 6
 
@@ -282,3 +282,50 @@ def test_what_cannot_be_said_is_told(flow):
         flow.stream(tokens[0], mel[0], speaker[0], last_chunk="half")
     with pytest.raises(ValueError, match="training mode"):
         flow.train().stream(tokens[0], mel[0], speaker[0])
+
+
+class Nothing(torch.nn.Module):
+    """A network that adds nothing."""
+
+    num_mels = 4
+
+    def forward(self, x, *conditions, **options):
+        return torch.zeros_like(x)
+
+
+def test_prior_velocity_leads_to_its_normal():
+    """Where the network adds nothing, the path from z ends at mu + s z: the flow between two normals is linear."""
+    matching = FlowMatching(Nothing(), num_steps=400, schedule="linear", guidance=0.0, prior_deviation=0.5)
+    generator = torch.Generator().manual_seed(0)
+    mu, z = torch.randn(2, 4, 7, generator=generator) * 3, torch.randn(2, 4, 7, generator=generator)
+    end = matching.solve(mu, None, torch.zeros(2, 4), torch.zeros(2, 4, 7), noise=z)
+    torch.testing.assert_close(end, mu + 0.5 * z, atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="prior_deviation is 0"):
+        FlowMatching(Nothing(), prior_deviation=0)
+
+
+def test_prior_velocity_is_the_regression_of_what_is_drawn():
+    """Least squares over many draws finds the same coefficients of mu and x."""
+    generator = torch.Generator().manual_seed(1)
+    n, s = 200000, 0.7
+    mu = torch.randn(n, generator=generator) * 2
+    noise, mel = (torch.randn(n, generator=generator), mu + s * torch.randn(n, generator=generator))
+    for t in (0.1, 0.5, 0.9):
+        x = (1 - t) * noise + t * mel
+        fitted = torch.linalg.lstsq(torch.stack([mu, x], 1), (mel - noise)[:, None]).solution[:, 0]
+        one = torch.ones(1, 1, 1)
+        assert prior_velocity(0 * one, one, t * one, s).item() == pytest.approx(fitted[0].item(), abs=0.02)
+        assert prior_velocity(one, 0 * one, t * one, s).item() == pytest.approx(fitted[1].item(), abs=0.02)
+
+
+def test_temperature_scales_the_start_noise():
+    given = {"num_steps": 400, "schedule": "linear", "guidance": 0.0, "prior_deviation": 0.5}
+    mu, rest = torch.randn(1, 4, 7, generator=torch.Generator().manual_seed(2)), (None, torch.zeros(1, 4))
+    ends = {
+        t: FlowMatching(Nothing(), temperature=t, **given).solve(mu, *rest, torch.zeros(1, 4, 7))
+        for t in (0.0, 0.5, 1.0)
+    }
+    torch.testing.assert_close(ends[0.0], mu, atol=0.02, rtol=0)
+    torch.testing.assert_close(2 * (ends[0.5] - mu), ends[1.0] - mu, atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="temperature"):
+        FlowMatching(Nothing(), temperature=-1)

@@ -64,5 +64,5 @@ def test_spectrograms_that_do_not_fit_are_refused(folder):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent is no folder of a HiFi-GAN"):
         make_vocoder("hifigan", SETTINGS, str(tmp_path / "absent"))
-    with pytest.raises(ValueError, match="allowed: griffin_lim, hifigan"):
+    with pytest.raises(ValueError, match="allowed: griffin_lim, source_filter, hifigan"):
         make_vocoder("wavenet", SETTINGS)

@@ -47,6 +47,38 @@ def flow_times(num_steps, schedule="cosine", device=None):
     return 1 - torch.cos(times * 0.5 * torch.pi) if schedule == "cosine" else times
 
 
+def prior_velocity(x, mu, t, deviation):
+    """Velocity of the path from a standard normal to independent normals around mu: E[mel - noise | x at time t].
+
+    With x = (1 - t) noise + t mel and D = (1 - t)^2 + (t s)^2 it is ((1 - t) mu + (t s^2 - (1 - t)) x) / D: the
+    regression of jointly normal variables.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Point of the path, float (B, F, T).
+    mu : torch.Tensor
+        Mean of the end, float (B, F, T).
+    t : torch.Tensor
+        Flow time in [0, 1], float (B, 1, 1).
+    deviation : float
+        s, above 0.
+
+    Returns
+    -------
+    torch.Tensor
+        float (B, F, T)
+
+    Example
+    -------
+    >>> mu = torch.full((1, 1, 1), 3.0)
+    >>> prior_velocity(torch.zeros(1, 1, 1), mu, torch.zeros(1, 1, 1), 0.5)
+    tensor([[[3.]]])
+    """
+    rest = 1 - t
+    return (rest * mu + (t * deviation**2 - rest) * x) / (rest.square() + (t * deviation).square())
+
+
 @dataclass
 class FlowDraws:
     """What one training step draws for each row; rows depend on their own seeds alone.
@@ -131,6 +163,18 @@ class FlowMatching(nn.Module):
         Weight w of classifier-free guidance, (1 + w) conditional - w unconditional; 0 saves half of the work.
     num_noise_frames : int
         Length of the fixed start noise, and so the longest sequence.
+    prior_deviation : float, optional
+        Not in the paper, for small models: the network gives only what is to be added to the velocity that leads to
+        independent normal values around mu with this deviation, which has a closed form
+        (:func:`prior_velocity`). None: the whole velocity, as published.
+    temperature : float
+        Deviation of the start noise in synthesis; published: 1. Below it a small model leaves out what it does not
+        know how to draw.
+
+    Raises
+    ------
+    ValueError
+        If the schedule, the number of steps, the deviation or the temperature is not allowed.
 
     Example
     -------
@@ -150,16 +194,23 @@ class FlowMatching(nn.Module):
         schedule="cosine",
         guidance=0.7,
         num_noise_frames=15000,
+        prior_deviation=None,
+        temperature=1.0,
     ):
         super().__init__()
         flow_times(num_steps, schedule)
+        if prior_deviation is not None and prior_deviation <= 0:
+            raise ValueError(f"prior_deviation is {prior_deviation}; allowed: above 0, or null for none")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; allowed: 0 (the mean alone) and above")
+        self.prior_deviation, self.temperature = prior_deviation, float(temperature)
         self.estimator = estimator
         self.sigma_min, self.num_steps, self.schedule = sigma_min, num_steps, schedule
         self.guidance, self.num_noise_frames = guidance, num_noise_frames
         self._noise = None
 
     def fixed_noise(self, start, stop, like):
-        """The start noise of the published model: standard normal from a generator with seed 0.
+        """The start noise of the published model: normal from a generator with seed 0, times the temperature.
 
         Arguments
         ---------
@@ -186,7 +237,7 @@ class FlowMatching(nn.Module):
         if self._noise is None:
             generator = torch.Generator().manual_seed(0)
             self._noise = torch.randn(1, self.estimator.num_mels, self.num_noise_frames, generator=generator)
-        return self._noise[:, :, start:stop].to(like)
+        return self.temperature * self._noise[:, :, start:stop].to(like)
 
     def solve(
         self,
@@ -234,7 +285,7 @@ class FlowMatching(nn.Module):
             mask = None if mask is None else torch.cat([mask, mask])
         t, step = times[0], times[1] - times[0]
         for number in range(1, len(times)):
-            velocity = self.estimator(
+            velocity = self._velocity(
                 torch.cat([x, x]) if guidance else x,
                 mask,
                 mu,
@@ -255,6 +306,12 @@ class FlowMatching(nn.Module):
                 # From the accumulated time: what rounding loses in one step the next makes up.
                 step = times[number + 1] - t
         return x
+
+    def _velocity(self, x, mask, mu, t, *conditions, **options):
+        velocity = self.estimator(x, mask, mu, t, *conditions, **options)
+        if self.prior_deviation is None:
+            return velocity
+        return velocity + prior_velocity(x, mu, t[:, None, None], self.prior_deviation)
 
     def loss(self, mel, mask, mu, speaker, cond, draws, streaming=False):
         """Squared error of the velocity at one random time of the path (Lipman et al. 2023, eq. 23).
@@ -280,7 +337,7 @@ class FlowMatching(nn.Module):
         noise = draws.noise.to(mel)
         point = (1 - (1 - self.sigma_min) * t) * noise + t * mel
         velocity = mel - (1 - self.sigma_min) * noise
-        predicted = self.estimator(
+        predicted = self._velocity(
             point,
             mask,
             mu * keep[:, None, None],
