@@ -4,6 +4,7 @@ Nothing but the recordings is needed: emotions are heard by the EQ-former, words
 one. Both may be given instead. The prompt is the one that training packs (``prompts.NextLineTask``).
 """
 
+import functools
 import json
 import logging
 import time
@@ -80,15 +81,20 @@ def text_to_phones(text, g2p):
         raise ConversationError(f"the next line cannot be said: {error}") from error
     phones = [SILENCE]
     if g2p == "espeak":
-        from speechbrain_emo.dataio.espeak import EspeakSynthesizer
-
-        speaker = EspeakSynthesizer()
         for word in words:
-            phones += speaker.mnemonics(word, voice="en-us")
+            phones += _espeak_phones(word)
     else:
         for word in words:
             phones += arpabet(word).split()
     return [*phones, SILENCE]
+
+
+@functools.lru_cache(maxsize=50000)
+def _espeak_phones(word):
+    """Kept, since each call of espeak-ng is a process of its own: a tenth of a second."""
+    from speechbrain_emo.dataio.espeak import EspeakSynthesizer
+
+    return EspeakSynthesizer().mnemonics(word, voice="en-us")
 
 
 @dataclass(frozen=True)
