@@ -237,11 +237,13 @@ class SourceFilter(nn.Module):
         Raises
         ------
         ValueError
-            If there is no F0, or not one for each frame.
+            If there is no F0, not one for each frame, or one that is not above 0.
         """
         if f0 is None or len(f0) != len(mel):
             found = "none" if f0 is None else len(f0)
             raise ValueError(f"source_filter needs F0 for each of {len(mel)} frames, there are {found}")
+        if not bool((f0 > 0).all()):
+            raise ValueError("source_filter needs an F0 above 0 Hz everywhere: fill in where nothing is voiced")
         length, s = len(mel), self.settings
         if length < MIN_FRAMES:
             more = MIN_FRAMES - length

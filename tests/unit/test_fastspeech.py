@@ -197,6 +197,8 @@ def test_source_filter_says_what_it_lacks():
         vocoder(mel, None)
     with pytest.raises(ValueError, match="there are 9"):
         vocoder(mel, torch.full((9,), 100.0))
+    with pytest.raises(ValueError, match="above 0 Hz"):
+        vocoder(mel, torch.zeros(10))
     assert [len(vocoder(mel[:n], torch.full((n,), 100.0))) for n in (1, 3, 7)] == [256, 768, 1792]
     same = [vocoder(mel, torch.full((10,), 100.0)) for _ in range(2)]
     assert torch.equal(*same)
