@@ -34,8 +34,8 @@ from speechbrain_emo.dataio.acoustics import (
 from speechbrain_emo.dataio.audio import load_audio
 from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, split_hash, write_text_atomically
 from speechbrain_emo.lobes.fastspeech import EmotionalFastSpeech2, acoustic_loss
-from speechbrain_emo.lobes.mel_vocoder import MelSettings, copy_synthesis, make_vocoder
-from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals
+from speechbrain_emo.lobes.mel_vocoder import MelSettings, make_vocoder
+from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals, through_vocoder
 from speechbrain_emo.prompts.tasks import keyed_random, keyed_seed
 
 logger = logging.getLogger(__name__)
@@ -240,10 +240,17 @@ class Inventory:
         Returns
         -------
         torch.Tensor
-            Hz, float32 (T,).
+            Hz, float32 (T,), from 60 to 500.
+
+        Example
+        -------
+        >>> inventory = Inventory(["unk"], ["x"], ["sad"], ["weak"], {"pitch": [5.0, 0.5], "energy": [0.0, 1.0]})
+        >>> inventory.pitch_of_frames(torch.tensor([0.0, 1.0]), torch.tensor([1, 1])).round().tolist()
+        [148.0, 245.0]
         """
         mean, deviation = self.statistics["pitch"]
-        log_f0 = pitch.detach().cpu().numpy() * deviation + mean
+        # What the pitch tracker can find bounds what a predictor may ask for.
+        log_f0 = (pitch.detach().cpu().numpy() * deviation + mean).clip(math.log(60.0), math.log(500.0))
         return torch.from_numpy(spread_pitch(log_f0, durations.cpu().numpy()))
 
 
@@ -479,6 +486,10 @@ def run_conversational_tts(hparams, run_opts):
         absent = {str(r["speaker"]) for r in manifests[split].values()} - known
         if absent:
             raise ManifestError(f"{split}: speakers {sorted(absent)} are not in the training part")
+    # Before the training: a vocoder that cannot be had is known at once. The main process fetches it for all.
+    wanted = (hparams["vocoder"], settings, hparams.get("vocoder_source"))
+    run_on_main(make_vocoder, args=wanted)
+    vocoder = make_vocoder(*wanted)
     model, brain = _brain(hparams, run_opts, lines, inventory, settings, folder)
     brain.fit(
         brain.hparams.epoch_counter,
@@ -487,9 +498,8 @@ def run_conversational_tts(hparams, run_opts):
     )
     brain.checkpointer.load_only(brain.checkpointer.best("tts")[0], ["model"])
     model.eval()
-    vocoder = make_vocoder(hparams["vocoder"], settings, hparams.get("vocoder_source"))
-    metrics = evaluate_tts(model, inventory, lines, settings, vocoder, hparams["evaluation"])
     run_on_main(export_tts, args=[folder / "model", model, inventory, settings, hparams])
+    metrics = evaluate_tts(model, inventory, lines, settings, vocoder, hparams["evaluation"])
     context = results.run_context(
         seed=hparams["seed"],
         split_hash=split_hash(manifests),
@@ -509,7 +519,7 @@ def _settings_stamp(hparams, manifests):
         "seed mel pitch_method emotions intensities model epochs batch_size lr warmup weight_decay evaluation "
         "vocoder"
     )
-    plain = {n: hparams[n] for n in names.split()}
+    plain = {**{n: hparams[n] for n in names.split()}, "vocoder_source": hparams.get("vocoder_source")}
     text = json.dumps([plain, split_hash(manifests)], sort_keys=True, default=lambda x: dict(x))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -645,7 +655,7 @@ def evaluate_tts(model, inventory, lines, settings, vocoder, evaluation):
         for key in tqdm(keys, desc=f"listen to {split}", unit="line"):
             row = rows[key]
             samples = load_audio(row["wav"], settings.sample_rate, row.get("start"), row.get("stop")).numpy()
-            samples = samples if through is None else copy_synthesis(samples, through, settings)
+            samples = samples if through is None else through_vocoder(samples, through, settings)
             found.append(functionals(samples, settings, len(of[key][0])))
         return found
 

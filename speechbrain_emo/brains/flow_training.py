@@ -19,6 +19,7 @@ from speechbrain_emo.brains.stages import (
 )
 from speechbrain_emo.brains.word_emotion_data import WordTargets
 from speechbrain_emo.lobes.flow import TokenToMel
+from speechbrain_emo.lobes.flow.matching import PUBLISHED_GUIDANCE
 from speechbrain_emo.lobes.mel import MelSpectrogram
 from speechbrain_emo.lobes.speaker_encoder import load_speaker_encoder
 from speechbrain_emo.lobes.speech_tokenizer import load_speech_tokenizer
@@ -184,7 +185,18 @@ def train_flow(hparams, run_opts=None):
     -------
     str
         The flow's folder.
+
+    Raises
+    ------
+    ValueError
+        If guidance is asked for and nothing trains its unconditional half.
     """
+    guidance = (hparams["flow"].get("matching") or {}).get("guidance", PUBLISHED_GUIDANCE)
+    if guidance and (hparams["draws"] or {}).get("drop") == 0:
+        raise ValueError(
+            f"flow.matching.guidance is {guidance} and draws.drop is 0: no row trains the half without conditions that "
+            "guidance needs; set guidance to 0, or drop above it (published: 0.7 and 0.2)"
+        )
     folder = str(hparams["flow_folder"])
     manifests = {"train": hparams["train_manifests"], "valid": hparams["valid_manifests"]}
     tokenizer = load_speech_tokenizer(hparams["speech_tokenizer_folder"])

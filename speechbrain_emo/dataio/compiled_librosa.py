@@ -3,9 +3,11 @@
 librosa compiles at import and at first use and keeps the results in files that every process reads. numba does not lock
 them: of two processes that start together on a new machine (ranks of a training, workers of a preparation, tests) one
 may read what the other is half through writing, and dies in the function with a segmentation fault. Whoever needs
-librosa takes it from here: the first process compiles what this project calls, the others wait for it.
+librosa takes it from here: the first process compiles what this project calls, the others wait for it. A mark lies
+beside the compiled files, so that it goes when they go.
 """
 
+import getpass
 import hashlib
 import importlib.util
 import logging
@@ -21,14 +23,23 @@ from filelock import FileLock
 logger = logging.getLogger(__name__)
 
 
+def _place_of_compiled_files():
+    """Where numba keeps them: the folder that is set, or beside the library; elsewhere the mark is a temporary file."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(os.environ["NUMBA_CACHE_DIR"])
+    beside = Path(importlib.util.find_spec("librosa").origin).parent
+    if os.access(beside, os.W_OK):
+        return beside / "__pycache__"
+    return Path(tempfile.gettempdir()) / f"speechbrain_emo_{getpass.getuser()}"
+
+
 def marker_file():
     """File that says that this librosa's functions are compiled.
 
     Returns
     -------
     pathlib.Path
-        Named after the installed versions, the place of librosa and that of numba's files, so that another
-        environment has its own.
+        Beside the compiled files, named after the place and the time of the library and the versions that they hang on.
 
     Example
     -------
@@ -36,20 +47,10 @@ def marker_file():
     '.compiled'
     """
     origin = Path(importlib.util.find_spec("librosa").origin)
-    place = os.environ.get("NUMBA_CACHE_DIR", "")
-    state = [
-        str(origin),
-        origin.stat().st_mtime_ns,
-        version("librosa"),
-        version("numba"),
-        version("numpy"),
-        platform.python_version(),
-        platform.node(),
-        place,
-    ]
+    state = [str(origin), origin.stat().st_mtime_ns, platform.python_version(), platform.machine()]
+    state += [version(name) for name in ("librosa", "numba", "numpy")]
     name = hashlib.sha256(repr(state).encode("utf-8")).hexdigest()[:16]
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    return Path(place or tempfile.gettempdir()) / f"speechbrain_emo_{user}_{name}.compiled"
+    return _place_of_compiled_files() / f"speechbrain_emo_{name}.compiled"
 
 
 def _use_everything():
@@ -75,7 +76,7 @@ def _compile_once():
     marker.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{marker}.lock"):
         if not marker.exists():
-            logger.info("librosa's functions are compiled for this machine, once: up to a minute")
+            logger.warning("librosa's functions are compiled for this machine, once: about half a minute")
             _use_everything()
             marker.touch()
 

@@ -91,7 +91,7 @@ def text_to_phones(text, g2p):
 
 @functools.lru_cache(maxsize=50000)
 def _espeak_phones(word):
-    """Kept, since each call of espeak-ng is a process of its own: a tenth of a second."""
+    """Kept, since each call of espeak-ng is a process of its own."""
     from speechbrain_emo.dataio.espeak import EspeakSynthesizer
 
     return EspeakSynthesizer().mnemonics(word, voice="en-us")

@@ -3,7 +3,8 @@
 Lines of known voices show the synthesiser alone: as recorded, and spoken again with their true label. Next lines of
 conversations whose voices nobody has heard show the whole system: the label comes from the recordings alone, from
 recordings and transcripts, or from the true labels of the history; the true label and always neutral stand beside. Who
-judges has nothing to do with the systems: ``EmotionJudge`` on recordings, and a recogniser of another experiment.
+judges has nothing to do with the systems: ``EmotionJudge`` on recordings, another on recordings through the vocoder, which
+does not take its sound for an emotion, and a recogniser of another experiment.
 """
 
 import functools
@@ -24,8 +25,7 @@ from speechbrain_emo.dataio.manifest import ManifestError, read_manifest, write_
 from speechbrain_emo.inference.conversational_tts import ConversationalTTS, text_to_phones
 from speechbrain_emo.inference.speak_corpus import need_models
 from speechbrain_emo.inference.speech_scores import make_judges, score_outputs
-from speechbrain_emo.lobes.mel_vocoder import copy_synthesis
-from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals
+from speechbrain_emo.metrics.emotion_judge import EmotionJudge, functionals, through_vocoder
 from speechbrain_emo.prompts.next_line import NEUTRAL
 
 logger = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ class ReplyEvaluation:
             voice = str(record["speaker"])
             if row == "vocoded":
                 wave = load_audio(record["wav"], self.settings.sample_rate)
-                return copy_synthesis(wave, self.tts.vocoder, self.settings), record["emotion"], voice
+                return through_vocoder(wave, self.tts.vocoder, self.settings), record["emotion"], voice
             samples, _, _ = self.tts.say(record["transcript"], voice, *label_of_line(record))
             return samples, record["emotion"], voice
         response, voices = record["response"], self.tts.inventory.speakers
@@ -285,7 +285,7 @@ class ReplyEvaluation:
         # Phonemes are counted in the same way for recordings and for what is spoken.
         phones = sum(p != SILENCE for p in text_to_phones(text, self.tts.g2p))
         samples = load_audio(path, self.settings.sample_rate)
-        samples = samples if through is None else copy_synthesis(samples, through, self.settings)
+        samples = samples if through is None else through_vocoder(samples, through, self.settings)
         return functionals(samples, self.settings, phones)
 
     def _judge(self, through=None):
@@ -307,17 +307,24 @@ class ReplyEvaluation:
         for name in ("wer", "mcd"):
             if scores.get(f"speech.{name}") is not None:
                 metrics[name] = scores[f"speech.{name}"]
+        heard = {}
         for taught, judge in emotion_judges.items():
-            heard = judge.labels(rows, [e["voice"] for e in entries]).tolist()
+            heard[f"judged{taught}"] = judge.labels(rows, [e["voice"] for e in entries]).tolist()
             for name, column in (("emotion_accuracy", "emotion"), ("follows", "asked")):
-                metrics[name + taught] = _share(h == e[column] for h, e in zip(heard, entries, strict=True))
+                metrics[name + taught] = _share(
+                    h == e[column] for h, e in zip(heard[f"judged{taught}"], entries, strict=True)
+                )
         metrics["predicted_accuracy"] = _share(e["asked"] == e["emotion"] for e in entries)
         errors = [abs(_seconds(e["file"]) - _seconds(e["reference"])) for e in entries if e["reference"]]
         if errors:
             metrics["duration_error"] = float(np.mean(errors))
         told = [
-            {**e, "judged": h, **{k: line[k] for k in ("heard", "mcd") if k in line}}
-            for e, h, line in zip(entries, heard, lines, strict=True)
+            {
+                **e,
+                **{name: labels[i] for name, labels in heard.items()},
+                **{k: line[k] for k in ("heard", "mcd") if k in line},
+            }
+            for i, (e, line) in enumerate(zip(entries, lines, strict=True))
         ]
         return metrics, told
 
@@ -405,7 +412,9 @@ def run_reply_corpus(hparams, run_opts):
     need_models({name: hparams[name] for name in ("model", "tts", "asr")}, hparams["commands"])
     device = dict(run_opts or {}).get("device")
     own_opts = {"device": device} if device else None
-    tts = ConversationalTTS.from_hparams(source=hparams["model"], tts=hparams["tts"], run_opts=own_opts)
+    tts = ConversationalTTS.from_hparams(
+        source=hparams["model"], tts=hparams["tts"], vocoder=hparams["vocoder"], run_opts=own_opts
+    )
     root = {"data_root": hparams["data_folder"]}
     records = {name: read_manifest(path, root) for name, path in hparams["manifests"].items()}
     asr = make_judges(asr=hparams["asr"], aligner=None, device=device).asr if hparams["asr"] else None

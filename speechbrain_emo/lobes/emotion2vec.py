@@ -328,9 +328,6 @@ class Emotion2Vec(nn.Module):
 
 
 def _funasr():
-    # funasr imports librosa itself.
-    from speechbrain_emo.dataio import compiled_librosa  # noqa: F401
-
     try:
         import funasr
     except ImportError as error:

@@ -7,12 +7,9 @@ A vocoder is an object with ``sample_rate`` and ``__call__(mel, f0)``: natural l
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchaudio
 from torch import nn
-
-from speechbrain_emo.dataio.acoustics import pitch_track
 
 VOCODERS = ("griffin_lim", "source_filter", "hifigan")
 FLOOR = 1e-5  # of mel magnitudes
@@ -182,8 +179,8 @@ class SourceFilter(nn.Module):
     voiced_below : float
         Hz.
     width : float
-        Hz over which levels of source and mel are compared; wider than the distance of harmonics, which would
-        be filled up.
+        Hz to either side over which levels of source and mel are compared, at least; 1.2 times the median F0 where
+        that is more, since gaps between harmonics would be filled up.
 
     Example
     -------
@@ -192,20 +189,19 @@ class SourceFilter(nn.Module):
     torch.Size([4864])
     """
 
-    def __init__(self, settings, voiced_below=4000.0, width=300.0):
+    def __init__(self, settings, voiced_below=4000.0, width=200.0):
         super().__init__()
         self.sample_rate, self.hop_length = settings.sample_rate, settings.hop_length
-        self.settings, self.voiced_below = settings, float(voiced_below)
+        self.settings, self.width = settings, float(width)
         bands = settings.bands()
         frequencies = torch.linspace(0, settings.sample_rate / 2, settings.n_fft // 2 + 1)
         centres = (bands * frequencies[:, None]).sum(0) / bands.sum(0).clamp(min=1e-8)
-        near = (1 - (centres[:, None] - centres[None]).abs() / width).clamp(min=0)
         for name, value in {
             "bands": bands,
-            "near": near / near.sum(0),
+            "apart": (centres[:, None] - centres[None]).abs(),
             "low": centres < 1000.0,
             "high": centres > 3000.0,
-            "pulsed": frequencies < self.voiced_below,
+            "pulsed": frequencies < float(voiced_below),
             "window": torch.hann_window(settings.win_length),
             # From bands back to bins: a bin lies between the centres of two bands, the ends go on.
             "spread": _between_bands(centres, frequencies),
@@ -232,38 +228,44 @@ class SourceFilter(nn.Module):
         Returns
         -------
         torch.Tensor
-            float32 (samples,): T - 1 hops.
+            float32 (samples,): T - 1 hops, T hops of fewer than 8 frames.
 
         Raises
         ------
         ValueError
-            If there is no F0, not one for each frame, or one that is not above 0.
+            If there is no frame, or not one F0 above 0 for each.
         """
-        if f0 is None or len(f0) != len(mel):
+        if f0 is None or len(f0) != len(mel) or not len(mel):
             found = "none" if f0 is None else len(f0)
             raise ValueError(f"source_filter needs F0 for each of {len(mel)} frames, there are {found}")
-        if not bool((f0 > 0).all()):
-            raise ValueError("source_filter needs an F0 above 0 Hz everywhere: fill in where nothing is voiced")
-        length, s = len(mel), self.settings
+        if not bool((torch.isfinite(f0) & (f0 > 0)).all()):
+            raise ValueError(
+                "source_filter needs an F0 above 0 Hz everywhere: fill in where nothing is voiced"
+            )
+        length, s, f0 = len(mel), self.settings, f0.to(mel)
+        near = (1 - self.apart / max(self.width, 1.2 * float(f0.median()))).clamp(min=0)
+        near = near / near.sum(0)
         if length < MIN_FRAMES:
             more = MIN_FRAMES - length
             mel = torch.nn.functional.pad(mel, (0, 0, 0, more), value=math.log(FLOOR))
             f0 = torch.nn.functional.pad(f0, (0, more), value=float(f0[-1]))
         frames, hop = len(mel), s.hop_length
-        rate = torch.nn.functional.interpolate(
-            f0[None, None].float(), size=frames * hop, mode="linear", align_corners=False
-        )[0, 0]
-        phase = torch.cumsum(rate.double() / s.sample_rate, 0)
+        # Frame i stands at sample i * hop.
+        at = torch.arange(frames * hop, device=mel.device) / hop
+        left = at.long()
+        right = (left + 1).clamp(max=frames - 1)
+        rate = (f0[left] + (at - left) * (f0[right] - f0[left])).double()
+        phase = torch.cumsum(rate / s.sample_rate, 0)
         # A pulse where a period ends, shared by the two samples beside the exact moment; all with the power of noise.
         ends = torch.nonzero(phase.floor() > torch.nn.functional.pad(phase, (1, 0))[:-1].floor())[:, 0]
         share = ((phase[ends] - phase[ends].floor()) * s.sample_rate / rate[ends]).clamp(0, 1)
-        height = (s.sample_rate / rate[ends].double()).sqrt()
-        pulses = torch.zeros(frames * hop + 1, dtype=torch.float64)
+        height = (s.sample_rate / rate[ends]).sqrt()
+        pulses = torch.zeros(frames * hop + 1, dtype=torch.float64, device=mel.device)
         pulses.index_add_(0, ends, height * share)
         pulses.index_add_(0, ends + 1, height * (1 - share))
         # Pulses stand above zero: without their mean there is nothing below F0.
-        pulses[:-1] -= (rate.double() / s.sample_rate).sqrt()
-        noise = torch.randn(frames * hop, generator=torch.Generator().manual_seed(0))
+        pulses[:-1] -= (rate / s.sample_rate).sqrt()
+        noise = torch.randn(frames * hop, generator=torch.Generator().manual_seed(0)).to(mel)
         magnitudes = mel.exp()
         voiced = magnitudes[:, self.low].sum(1) >= magnitudes[:, self.high].sum(1)
         pulsed = self.pulsed[:, None] & voiced[None]
@@ -271,8 +273,8 @@ class SourceFilter(nn.Module):
             pulsed, self._spectrum(pulses[:-1].float(), frames), self._spectrum(noise, frames)
         )
         # Both levels over the same neighbourhood, so that gaps between harmonics stay gaps.
-        found = (source.abs().T @ self.bands) @ self.near
-        gain = (magnitudes @ self.near) / found.clamp(min=1e-4)
+        found = (source.abs().T @ self.bands) @ near
+        gain = (magnitudes @ near) / found.clamp(min=1e-4)
         shaped = source * (gain @ self.spread).T
         samples = torch.istft(shaped, s.n_fft, s.hop_length, s.win_length, self.window)
         return samples[: length * hop] if length < MIN_FRAMES else samples
@@ -347,36 +349,6 @@ class HiFiGAN(nn.Module):
         # SpeechBrain repeats the first and the last frame some times and keeps their sound.
         extra = max(len(samples) - len(mel) * self.hop_length, 0) // 2
         return samples[extra : extra + len(mel) * self.hop_length]
-
-
-def copy_synthesis(samples, vocoder, settings):
-    """A recording through a vocoder: what is left of it when nothing is predicted.
-
-    Arguments
-    ---------
-    samples : numpy.ndarray
-        float (samples,) at the settings' rate.
-    vocoder : callable
-        (mel, F0) -> samples.
-    settings : MelSettings
-        Of the vocoder.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 (samples,).
-
-    Example
-    -------
-    >>> settings = MelSettings(16000, 256, 1024, 1024, 80, 0.0, 8000.0)
-    >>> tone = np.sin(np.arange(8000) * 2 * np.pi * 200 / 16000).astype("float32")
-    >>> copy_synthesis(tone, make_vocoder("source_filter", settings), settings).shape
-    (7936,)
-    """
-    samples = np.asarray(samples, dtype=np.float32)
-    mel, _ = settings.analyse(torch.from_numpy(samples))
-    track = pitch_track(samples, settings.sample_rate, settings.hop_length, len(mel), "yin")
-    return vocoder(mel, torch.from_numpy(np.exp(track)).float()).cpu().numpy().astype(np.float32)
 
 
 def make_vocoder(name, settings, source=None):

@@ -1,7 +1,7 @@
 """An emotion classifier that no synthesiser or recogniser of the toolkit has anything to do with.
 
-It judges synthetic speech: logistic regression on some functionals of a line, trained on recordings, each speaker's
-mean taken out. Axis letters: N lines, F functionals.
+It judges synthetic speech: logistic regression on some functionals of a line, trained on recordings, or on recordings
+through a vocoder (:func:`through_vocoder`), each speaker's mean taken out. Axis letters: N lines, F functionals.
 """
 
 import math
@@ -45,6 +45,39 @@ def functionals(samples, settings, num_phones):
     rate = math.log(max(num_phones, 1) / (len(mel) * settings.hop_length / settings.sample_rate))
     parts = [track[loud].mean(), track[loud].std(), energy.mean(), energy.std(), energy.max(), rate]
     return np.concatenate([parts, mel[loud].mean(0)[::4], mel[loud].std(0)[::4]]).astype(np.float32)
+
+
+def through_vocoder(samples, vocoder, settings):
+    """A recording through a vocoder: what is left of it when nothing is predicted.
+
+    Arguments
+    ---------
+    samples : array
+        float (samples,) at the settings' rate.
+    vocoder : callable
+        (mel float32 (T, M), F0 in Hz float32 (T,)) -> float32 (samples,).
+    settings : MelSettings
+        Of the vocoder.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (samples,).
+
+    Example
+    -------
+    >>> from speechbrain_emo.lobes.mel_vocoder import MelSettings, make_vocoder
+    >>> settings = MelSettings(16000, 256, 1024, 1024, 80, 0.0, 8000.0)
+    >>> tone = np.sin(np.arange(8000) * 2 * np.pi * 200 / 16000).astype("float32")
+    >>> through_vocoder(tone, make_vocoder("source_filter", settings), settings).shape
+    (7936,)
+    """
+    samples = np.asarray(samples, dtype=np.float32)
+    mel, _ = settings.analyse(torch.from_numpy(samples))
+    track = pitch_track(samples, settings.sample_rate, settings.hop_length, len(mel), "yin")
+    # A track without any voice is 0; what stands there is not heard.
+    f0 = np.where(track > 0, np.exp(track), 100.0).astype(np.float32)
+    return vocoder(mel, torch.from_numpy(f0)).cpu().numpy().astype(np.float32)
 
 
 class EmotionJudge:

@@ -273,6 +273,8 @@ def test_the_synthesiser_measures_and_writes(synthesiser):
         "mcd_true_durations",
         "emotion_accuracy",
         "emotion_accuracy_recorded",
+        "emotion_accuracy_vocoded_judge",
+        "emotion_accuracy_resynthesised_vocoded_judge",
     ):
         assert metrics[f"test.tts.{name}"] >= 0
     model, inventory, settings, content = load_tts(synthesiser)
@@ -413,13 +415,19 @@ def test_replies_are_spoken_and_scored(tts, finished, synthesiser, files):
     metrics = run_reply_corpus(hparams(), {"device": "cpu"})
     for row in (*KNOWN, *REPLIES):
         assert metrics[f"replies.{row}.count"] == 3
-        assert 0 <= metrics[f"replies.{row}.emotion_accuracy"] <= 1
     assert metrics["replies.true_label.predicted_accuracy"] == 1.0
     # What is spoken is compared with a recording; a recording is not compared with itself.
     assert metrics["replies.spoken.mcd"] > 0 and metrics["replies.spoken.duration_error"] >= 0
     assert "replies.recorded.mcd" not in metrics and "replies.spoken.wer" not in metrics
     lines = [json.loads(line) for line in (folder / "replies" / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 3 * len((*KNOWN, *REPLIES))
+    # The table is what the file says, for the judge of recordings and for the one that knows the vocoder.
+    for row in (*KNOWN, *REPLIES):
+        for taught in ("", "_vocoded_judge"):
+            own = [line for line in lines if line["row"] == row]
+            for name, column in (("emotion_accuracy", "emotion"), ("follows", "asked")):
+                share = sum(line[f"judged{taught}"] == line[column] for line in own) / len(own)
+                assert metrics[f"replies.{row}.{name}{taught}"] == pytest.approx(share)
     # The label comes from where the row says: the same voice and words, and what the interface predicts.
     one = next(line for line in lines if line["row"] == "speech_only")
     record = read_manifest(folder / "corpus" / "manifests" / "test.json", {"data_root": folder / "corpus"})[

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from speechbrain_emo.brains.flow_training import train_flow
 from speechbrain_emo.lobes.flow import FlowDraws, FlowMatching, load_flow, tiny_flow
 from speechbrain_emo.lobes.flow.caches import ChunkCache, chunk_mask
 from speechbrain_emo.lobes.flow.encoder import relative_sinusoids
@@ -13,10 +14,10 @@ from speechbrain_emo.lobes.flow.matching import flow_times, prior_velocity
 VOCABULARY, MELS, SPEAKER = 20, 8, 6
 
 
-@pytest.fixture
-def flow():
+@pytest.fixture(params=[{}, {"prior_deviation": 0.8, "temperature": 0.3}], ids=["published", "prior"])
+def flow(request):
     torch.manual_seed(0)
-    return tiny_flow(VOCABULARY, SPEAKER, MELS).eval()
+    return tiny_flow(VOCABULARY, SPEAKER, MELS, **request.param).eval()
 
 
 def sentence(count, seed=1, vocabulary=VOCABULARY):
@@ -300,6 +301,9 @@ def test_prior_velocity_leads_to_its_normal():
     mu, z = torch.randn(2, 4, 7, generator=generator) * 3, torch.randn(2, 4, 7, generator=generator)
     end = matching.solve(mu, None, torch.zeros(2, 4), torch.zeros(2, 4, 7), noise=z)
     torch.testing.assert_close(end, mu + 0.5 * z, atol=0.02, rtol=0)
+    # Guidance is between answers of the network: it leaves the prior alone.
+    given = (mu, None, torch.zeros(2, 4), torch.zeros(2, 4, 7))
+    torch.testing.assert_close(matching.solve(*given, noise=z, guidance=0.7), end)
     with pytest.raises(ValueError, match="prior_deviation is 0"):
         FlowMatching(Nothing(), prior_deviation=0)
 
@@ -316,6 +320,26 @@ def test_prior_velocity_is_the_regression_of_what_is_drawn():
         one = torch.ones(1, 1, 1)
         assert prior_velocity(0 * one, one, t * one, s).item() == pytest.approx(fitted[0].item(), abs=0.02)
         assert prior_velocity(one, 0 * one, t * one, s).item() == pytest.approx(fitted[1].item(), abs=0.02)
+
+
+def test_loss_of_the_prior_alone():
+    """Its error is what mel and noise leave open: s^2 / ((1 - t)^2 + (t s)^2) at each time."""
+    matching = FlowMatching(Nothing(), prior_deviation=0.5)
+    generator = torch.Generator().manual_seed(3)
+    mu = torch.randn(1, 4, 20000, generator=generator)
+    mel = mu + 0.5 * torch.randn(mu.shape, generator=generator)
+    for t in (0.2, 0.7):
+        noise = torch.randn(mu.shape, generator=generator)
+        draws = FlowDraws(torch.tensor([t]), noise, torch.tensor([True]), torch.tensor([0]))
+        mask = torch.ones(1, 1, 20000)
+        error, count = matching.loss(mel, mask, mu, torch.zeros(1, 4), torch.zeros_like(mu), draws)
+        expected = 0.25 / ((1 - t) ** 2 + 0.25 * t**2)
+        assert float(error / count) == pytest.approx(expected, rel=0.03)
+
+
+def test_guidance_needs_its_unconditional_half():
+    with pytest.raises(ValueError, match="draws.drop is 0"):
+        train_flow({"flow": {"matching": {"guidance": 0.5}}, "draws": {"drop": 0.0}})
 
 
 def test_temperature_scales_the_start_noise():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+PUBLISHED_GUIDANCE = 0.7
 SCHEDULES = ("cosine", "linear")
 
 
@@ -51,7 +52,8 @@ def prior_velocity(x, mu, t, deviation):
     """Velocity of the path from a standard normal to independent normals around mu: E[mel - noise | x at time t].
 
     With x = (1 - t) noise + t mel and D = (1 - t)^2 + (t s)^2 it is ((1 - t) mu + (t s^2 - (1 - t)) x) / D: the
-    regression of jointly normal variables.
+    regression of jointly normal variables (Bishop 2006, Pattern Recognition and Machine Learning, section 2.3.1).
+    The path's ``sigma_min`` is taken as 0.
 
     Arguments
     ---------
@@ -60,7 +62,7 @@ def prior_velocity(x, mu, t, deviation):
     mu : torch.Tensor
         Mean of the end, float (B, F, T).
     t : torch.Tensor
-        Flow time in [0, 1], float (B, 1, 1).
+        Flow time in [0, 1], float, scalar or (B, 1, 1).
     deviation : float
         s, above 0.
 
@@ -168,8 +170,8 @@ class FlowMatching(nn.Module):
         independent normal values around mu with this deviation, which has a closed form
         (:func:`prior_velocity`). None: the whole velocity, as published.
     temperature : float
-        Deviation of the start noise in synthesis; published: 1. Below it a small model leaves out what it does not
-        know how to draw.
+        Factor on :meth:`fixed_noise`, the start in synthesis where no other is given; published: 1. Below it a small
+        model leaves out what it does not know how to draw.
 
     Raises
     ------
@@ -192,7 +194,7 @@ class FlowMatching(nn.Module):
         sigma_min=1e-6,
         num_steps=10,
         schedule="cosine",
-        guidance=0.7,
+        guidance=PUBLISHED_GUIDANCE,
         num_noise_frames=15000,
         prior_deviation=None,
         temperature=1.0,
@@ -202,7 +204,7 @@ class FlowMatching(nn.Module):
         if prior_deviation is not None and prior_deviation <= 0:
             raise ValueError(f"prior_deviation is {prior_deviation}; allowed: above 0, or null for none")
         if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; allowed: 0 (the mean alone) and above")
+            raise ValueError(f"temperature is {temperature}; allowed: 0 (no noise) and above")
         self.prior_deviation, self.temperature = prior_deviation, float(temperature)
         self.estimator = estimator
         self.sigma_min, self.num_steps, self.schedule = sigma_min, num_steps, schedule
@@ -285,7 +287,7 @@ class FlowMatching(nn.Module):
             mask = None if mask is None else torch.cat([mask, mask])
         t, step = times[0], times[1] - times[0]
         for number in range(1, len(times)):
-            velocity = self._velocity(
+            velocity = self.estimator(
                 torch.cat([x, x]) if guidance else x,
                 mask,
                 mu,
@@ -300,18 +302,18 @@ class FlowMatching(nn.Module):
             if guidance:
                 conditional, unconditional = velocity[:batch], velocity[batch:]
                 velocity = (1.0 + guidance) * conditional - guidance * unconditional
-            x = x + step * velocity
+            # Guidance is between two answers of the network; the prior is added once.
+            x = x + step * self._with_prior(velocity, x, mu[:batch], t)
             t = t + step
             if number < len(times) - 1:
                 # From the accumulated time: what rounding loses in one step the next makes up.
                 step = times[number + 1] - t
         return x
 
-    def _velocity(self, x, mask, mu, t, *conditions, **options):
-        velocity = self.estimator(x, mask, mu, t, *conditions, **options)
+    def _with_prior(self, velocity, x, mu, t):
         if self.prior_deviation is None:
             return velocity
-        return velocity + prior_velocity(x, mu, t[:, None, None], self.prior_deviation)
+        return velocity + prior_velocity(x, mu, t, self.prior_deviation)
 
     def loss(self, mel, mask, mu, speaker, cond, draws, streaming=False):
         """Squared error of the velocity at one random time of the path (Lipman et al. 2023, eq. 23).
@@ -337,7 +339,7 @@ class FlowMatching(nn.Module):
         noise = draws.noise.to(mel)
         point = (1 - (1 - self.sigma_min) * t) * noise + t * mel
         velocity = mel - (1 - self.sigma_min) * noise
-        predicted = self._velocity(
+        predicted = self.estimator(
             point,
             mask,
             mu * keep[:, None, None],
@@ -346,5 +348,6 @@ class FlowMatching(nn.Module):
             cond * keep[:, None, None],
             streaming=streaming,
         )
+        predicted = self._with_prior(predicted, point, mu * keep[:, None, None], t)
         error = ((predicted - velocity) * mask).square().sum()
         return error, mask.sum() * mel.shape[1]
