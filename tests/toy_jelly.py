@@ -99,12 +99,12 @@ def build(folder):
         "precision": "fp32",
         "ckpt_interval_minutes": 0,
         "ckpt_interval_steps": 1,
+        "robustness": {"changes": ["noise_0", "telephone"], "limit": 3},
         "evaluation": {
             "gru": {"epochs": 2, "hidden_size": 4},
             "num_beams": 2,
             "batch_size": 8,
             "replies": [1, 2],
-            "robustness": {"changes": ["noise_0", "telephone"], "limit": 3},
             "latency_records": 2,
         },
     }
