@@ -522,7 +522,8 @@ class SpeechTokenExperiment:
         missing = [name for name, path in parts.items() if not pathlib.Path(path).exists()]
         for name in missing:
             logger.warning(
-                f"{parts.pop(name)} is not there: the exported model has no {name} and cannot be heard yet"
+                f"{parts.pop(name)} is not there: the exported model has no {name}; "
+                + ("Griffin-Lim makes its sound" if name == "vocoder" else "nothing can be spoken with it yet")
             )
         export_tts(
             self.output_folder / "model",
