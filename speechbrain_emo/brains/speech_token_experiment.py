@@ -523,7 +523,11 @@ class SpeechTokenExperiment:
         for name in missing:
             logger.warning(
                 f"{parts.pop(name)} is not there: the exported model has no {name}; "
-                + ("Griffin-Lim makes its sound" if name == "vocoder" else "nothing can be spoken with it yet")
+                + (
+                    "Griffin-Lim makes its sound"
+                    if name == "vocoder"
+                    else "nothing can be spoken with it yet"
+                )
             )
         export_tts(
             self.output_folder / "model",

@@ -2,9 +2,9 @@
 
 Lines of known voices show the synthesiser alone: as recorded, and spoken again with their true label. Next lines of
 conversations whose voices nobody has heard show the whole system: the label comes from the recordings alone, from
-recordings and transcripts, or from the true labels of the history; the true label and always neutral stand beside. Who
-judges has nothing to do with the systems: ``EmotionJudge`` on recordings, another on recordings through the vocoder, which
-does not take its sound for an emotion, and a recogniser of another experiment.
+recordings and transcripts, or from the true labels of the history; the true label and always neutral stand beside.
+Judges are an ``EmotionJudge`` of recordings, another of recordings through the vocoder, which does not take its sound
+for an emotion, and a recogniser of another experiment; no part of the systems is in them.
 """
 
 import functools
